@@ -1,0 +1,99 @@
+"""The commands about model packages, and the one about devices. Arguments as in ``cli_commands``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from .cli_output import Console, table
+from .model_package import ModelPackage, list_packages, load_package, user_folder, verify
+
+Cancel = Callable[[], bool]
+
+
+def list_models(arguments: argparse.Namespace, console: Console, cancelled: Cancel) -> None:
+    """List bundled and installed packages, damaged ones with their problem."""
+    rows, fields = [], []
+    for row in list_packages():
+        place = "bundled" if row.bundled else "installed"
+        entry = {"name": row.name, "bundled": row.bundled, "path": str(row.path), "problem": row.problem or None}
+        if row.package:
+            entry |= _model_fields(row.package)
+            makes = f"{', '.join(row.package.sources)} -> {', '.join(row.package.targets)}"
+        else:
+            makes = f"cannot be used: {row.problem}"
+        rows.append((row.name, entry.get("version", "?"), place, makes))
+        fields.append(entry)
+    empty = f"There are no model packages; those that you install lie in {user_folder()}."
+    console.result({"packages": fields}, table(rows) or empty)
+
+
+def show_model(arguments: argparse.Namespace, console: Console, cancelled: Cancel) -> None:
+    """Show a package's metadata."""
+    package = load_package(arguments.package)
+    metadata = package.metadata
+    methods = (f"{name} (default)" if name == package.default_method else name for name in package.methods)
+    rows = [
+        ("title", package.title),
+        ("version", metadata["version"]),
+        ("makes", ", ".join(package.targets)),
+        ("from", ", ".join(package.sources)),
+        ("methods", ", ".join(methods)),
+        ("voxel size", f"{' x '.join(f'{value:g}' for value in package.spacing)} mm"),
+        ("description", package.description),
+        ("intended use", metadata["intended_use"]),
+        ("trained on", metadata["data_source"]),
+        ("authors", metadata["authors"]),
+        ("licence", metadata["license"]),
+        ("model card", package.path / "docs" / "README.md"),
+        ("SHA-256", package.digest),
+    ]
+    console.result(_model_fields(package) | {"metadata": metadata}, f"{package.name}\n{table(rows)}")
+
+
+def verify_model(arguments: argparse.Namespace, console: Console, cancelled: Cancel) -> None:
+    """Compare every file of a package with its checksum."""
+    package = verify(arguments.package)
+    text = f"The package '{package.name}' is whole: {len(package.checksums)} files, SHA-256 {package.digest}."
+    console.result(_model_fields(package) | {"checksums": package.checksums}, text)
+
+
+def install_model(arguments: argparse.Namespace, console: Console, cancelled: Cancel) -> None:
+    """Install a package from a folder or zip file."""
+    from .package_store import install_package
+
+    package = install_package(arguments.path, replace=arguments.replace)
+    console.result(_model_fields(package), f"Installed the package '{package.name}' in {package.path}.")
+
+
+def remove_model(arguments: argparse.Namespace, console: Console, cancelled: Cancel) -> None:
+    """Remove an installed package."""
+    from .package_store import remove_package
+
+    remove_package(arguments.package)
+    console.result({"name": arguments.package}, f"Removed the package '{arguments.package}'.")
+
+
+def _model_fields(package: ModelPackage) -> dict[str, Any]:
+    return {
+        "name": package.name,
+        "version": package.metadata["version"],
+        "path": str(package.path),
+        "sources": package.sources,
+        "targets": package.targets,
+        "methods": package.methods,
+        "default_method": package.default_method,
+        "sha256": package.digest,
+    }
+
+
+def devices(arguments: argparse.Namespace, console: Console, cancelled: Cancel) -> None:
+    """List what --device may name, and what ``auto`` chooses."""
+    from .device import available_devices, choose_device
+
+    chosen, notice = choose_device("auto")
+    if notice:
+        console.note(notice)
+    names = available_devices()
+    console.result({"devices": names, "auto": str(chosen)}, f"{', '.join(names)}; auto is {chosen}")

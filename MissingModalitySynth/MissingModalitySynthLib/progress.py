@@ -1,0 +1,106 @@
+"""How far a run is, how long each stage took, and whether the user wants it stopped."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from .errors import Cancelled
+
+# Rough shares of time on a CPU. They only shape the progress bar; the time left is measured, not assumed.
+_UNITS = {
+    "load model": 2.0,
+    "prepare": 3.0,
+    "encode": 0.5,
+    "condition": 2.0,
+    "step": 2.0,
+    "decode": 1.0,
+    "native grid": 1.0,
+}
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A stage in words, the target it works for, the fraction of the run done, and the seconds left once known."""
+
+    stage: str
+    fraction: float
+    target: str | None = None
+    seconds_left: float | None = None
+
+
+class Run:
+    """Follows one run through its stages.
+
+    Args:
+        report: called at the beginning of every stage and step.
+        cancelled: asked at the same moments.
+        targets, samples, steps: how many of them the run will go through.
+
+    Attributes:
+        seconds: time per stage so far.
+    """
+
+    def __init__(
+        self,
+        report: Callable[[Progress], None],
+        cancelled: Callable[[], bool],
+        targets: int,
+        samples: int = 1,
+        steps: int = 1,
+    ) -> None:
+        self.seconds: dict[str, float] = {}
+        self._report = report
+        self._cancelled = cancelled
+        self._started = time.monotonic()
+        self._counts = (targets, samples, steps)
+        self._done = 0.0
+        self._shown = 0.0
+
+    def expect(self, samples: int, steps: int) -> None:
+        """Correct what was assumed, once the translator is known; also where a run begins again on another device."""
+        self._counts = (self._counts[0], samples, steps)
+        self._done = _UNITS["load model"] + _UNITS["prepare"]
+
+    @contextmanager
+    def stage(self, name: str, target: str | None = None) -> Iterator[None]:
+        """Announce a stage and measure it.
+
+        Raises:
+            Cancelled: when the user wants to stop.
+        """
+        self._announce(name, target)
+        started = time.monotonic()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
+        self._done += _UNITS.get(name, 0.0)
+
+    def on_step(self, target: str) -> Callable[[int, int], None]:
+        """The callback of a sampler: announces every step.
+
+        Raises:
+            Cancelled: when the user wants to stop.
+        """
+
+        def announce(step: int, steps: int) -> None:
+            self._done += _UNITS["step"] if step else 0.0
+            self._announce(f"step {step + 1} of {steps}", target)
+            if step + 1 == steps:
+                self._done += _UNITS["step"]
+
+        return announce
+
+    def _announce(self, stage: str, target: str | None) -> None:
+        if self._cancelled():
+            raise Cancelled("Cancelled; nothing was kept.")
+        targets, samples, steps = self._counts
+        one_sample = steps * _UNITS["step"] + _UNITS["decode"]
+        one_target = _UNITS["condition"] + samples * one_sample
+        rest = sum(_UNITS[name] for name in ("load model", "prepare", "encode", "native grid"))
+        fraction = min(self._done / (rest + targets * one_target), 1.0)
+        elapsed = time.monotonic() - self._started
+        left = elapsed * (1 - fraction) / fraction if fraction > 0.1 else None
+        self._shown = max(self._shown, fraction)  # more steps than assumed, or a second start: the bar waits
+        self._report(Progress(stage, self._shown, target, left))

@@ -1,0 +1,333 @@
+"""The one function behind every face of the program: acquired volumes in, synthetic volumes out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+from . import __version__
+from .canonical import CanonicalGrid, canonical_grid, check_overlap, from_canonical, to_canonical
+from .decoding import decode
+from .device import CPU, autocast_dtype, choose_device, free_memory, is_out_of_memory
+from .errors import InputError, ModelPackageError, OutOfMemoryError
+from .intensity import IntensityRange, head_mask, intensity_range, scale, unscale
+from .modality import canonical_name
+from .model_package import ModelPackage
+from .progress import Progress, Run
+from .translators import Translator, build_translator
+from .volume import Volume, check_usable
+
+NOTICE = "SYNTHETIC, not for diagnosis"
+_MASK_MARGIN = 1  # voxels kept around the head, where the target may be brighter than the source
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be made from what.
+
+    Attributes:
+        sources: acquired volumes of one patient in one frame, by modality; any grids.
+        targets: modalities to make, none of them a source.
+        package: the model.
+        reference: the volume on whose grid the results are; the first source by default.
+        method: one of the package's methods; its default if None.
+        steps: evaluations of the denoiser; the method's default if None.
+        samples: with more than one, the result is their mean, and their standard deviation is returned too.
+        seed: equal requests with equal seeds give equal voxels on the same machine.
+        device: see :func:`~.device.choose_device`.
+    """
+
+    sources: Mapping[str, Volume]
+    targets: Sequence[str]
+    package: ModelPackage
+    reference: Volume | None = None
+    method: str | None = None
+    steps: int | None = None
+    samples: int = 1
+    seed: int = 0
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out of a request.
+
+    Attributes:
+        volumes: by target: float32, on the reference's exact grid, non-negative, 0 where the sources show no head, and
+            as bright as the reference (its 99.5th percentile is the brightest that a network can express).
+        deviations: by target, if samples > 1: the standard deviation over the samples, in the same units.
+        provenance: by target: everything that is needed to tell where the volume came from, as plain data.
+        seconds: by stage.
+        notices: sentences about what was done differently from what was asked.
+    """
+
+    volumes: dict[str, Volume]
+    deviations: dict[str, Volume]
+    provenance: dict[str, dict[str, Any]]
+    seconds: dict[str, float]
+    notices: tuple[str, ...] = ()
+
+
+def synthesize(
+    request: Request,
+    progress: Callable[[Progress], None] = lambda _: None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Result:
+    """Make the requested targets.
+
+    Args:
+        request: see :class:`Request`.
+        progress: called at the beginning of every stage and step.
+        cancelled: asked at the same moments; the run stops when it returns true.
+
+    Raises:
+        InputError: for volumes, modalities or options that cannot be used.
+        GeometryError: when the sources do not show the same part of the patient.
+        ModelPackageError: when the package is damaged or cannot do what is asked.
+        OutOfMemoryError: when neither the device nor the CPU has the memory.
+        Cancelled: when ``cancelled`` returned true.
+    """
+    request = _checked(request)
+    device, notice = choose_device(request.device)
+    notices = [notice] if notice else []
+    run = Run(progress, cancelled, len(request.targets), request.samples)
+    with run.stage("load model"):
+        translator = _load(request.package, request.method)
+    with run.stage("prepare"):
+        prepared = _prepare(request, translator.multiple)
+    try:
+        made = _translate(request, translator, prepared, device, run, notices)
+    except OutOfMemoryError:
+        if device == CPU:
+            raise
+        notices.append(f"The memory of {device} does not suffice; computed on the CPU instead.")
+        device = CPU
+        made = _translate(request, translator, prepared, device, run, notices)
+
+    volumes, deviations = {}, {}
+    with run.stage("native grid"):
+        for target, (mean, deviation) in made.items():
+            volumes[target] = _to_native(mean, target, request, prepared)
+            if deviation is not None:
+                deviations[target] = _to_native(deviation, f"{target} standard deviation", request, prepared)
+    return Result(
+        volumes=volumes,
+        deviations=deviations,
+        provenance={target: _provenance(request, target, translator, device) for target in request.targets},
+        seconds=run.seconds,
+        notices=tuple(dict.fromkeys(notices)),
+    )
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """Sources on the canonical grid, scaled to [-1, 1], and the way back."""
+
+    grid: CanonicalGrid
+    images: dict[str, torch.Tensor]
+    intensities: IntensityRange
+    mask: np.ndarray
+
+
+def _checked(request: Request) -> Request:
+    """The request with canonical names and all defaults filled in, or the reason why it cannot be done."""
+    package = request.package
+    if not request.sources:
+        raise InputError("At least one source volume is needed.")
+    if not request.targets:
+        raise InputError(f"At least one target is needed; the package '{package.name}' makes {_list(package.targets)}.")
+    sources: dict[str, Volume] = {}
+    for name, volume in request.sources.items():
+        if canonical_name(name) in sources:
+            raise InputError(f"{canonical_name(name)} is given twice as a source; choose one of its volumes.")
+        sources[canonical_name(name)] = volume
+    targets = tuple(dict.fromkeys(canonical_name(name) for name in request.targets))
+    method = request.method or package.default_method
+    if method not in package.methods:
+        raise ModelPackageError(
+            f"The package '{package.name}' has no method '{method}', only {_list(package.methods)}."
+        )
+    for name in sources:
+        if name not in package.sources:
+            raise InputError(
+                f"The package '{package.name}' cannot start from {name}, only from {_list(package.sources)}."
+            )
+    for name in targets:
+        if name in sources:
+            raise InputError(
+                f"{name} is both a source and a target; it is acquired already, so leave it out of the targets."
+            )
+        if name not in package.targets:
+            raise InputError(f"The package '{package.name}' cannot make {name}, only {_list(package.targets)}.")
+    for option, value, limit in (("steps", request.steps, 1000), ("samples", request.samples, 100)):
+        if value is not None and not 1 <= value <= limit:
+            raise InputError(f"The number of {option} must be between 1 and {limit}, not {value}.")
+    if not 0 <= request.seed < 2**63:
+        raise InputError(f"The seed must be a non-negative 64-bit integer, not {request.seed}.")
+    reference = request.reference or next(iter(sources.values()))
+    for volume in (*sources.values(), reference):
+        check_usable(volume)
+    check_overlap(sources.values(), reference)
+    return Request(
+        sources, targets, package, reference, method, request.steps, request.samples, request.seed, request.device
+    )
+
+
+_loaded: dict[tuple[str, str], Translator] = {}
+
+
+def _load(package: ModelPackage, method: str) -> Translator:
+    """The translator of a package; the last one stays in memory, so that a second run starts at once."""
+    key = (package.digest, method)
+    if key not in _loaded:
+        configuration, weights = package.configuration(method), package.weights(method)
+        _loaded.clear()
+        translator = build_translator(method, configuration, weights)
+        if unknown := {*package.sources, *package.targets} - {*translator.modalities}:
+            raise ModelPackageError(
+                f"The package '{package.name}' promises {_list(sorted(unknown))}, which its method '{method}' "
+                "does not know; ask its makers for a corrected one."
+            )
+        _loaded[key] = translator.to(memory_format=torch.channels_last_3d)
+    return _loaded[key]
+
+
+def _prepare(request: Request, multiple: int) -> _Prepared:
+    reference = request.reference
+    on_reference = head_mask(reference.array)
+    grid = canonical_grid(reference, request.package.spacing, multiple, mask=on_reference)
+    mask = np.zeros(grid.geometry.size, dtype=bool)
+    images: dict[str, torch.Tensor] = {}
+    intensities = None
+    percentiles = request.package.metadata["percentiles"]
+    for modality, volume in request.sources.items():
+        array = to_canonical(volume, grid)
+        found = intensity_range(array, *percentiles)
+        if intensities is None or volume is reference:
+            intensities = found
+        mask |= head_mask(array)
+        images[modality] = torch.from_numpy(scale(array, found))[None, None]
+    mask = ndimage.binary_dilation(mask, iterations=_MASK_MARGIN)
+    return _Prepared(grid, images, intensities, mask)
+
+
+def _translate(
+    request: Request,
+    translator: Translator,
+    prepared: _Prepared,
+    device: torch.device,
+    run: Run,
+    notices: list[str],
+) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
+    """:func:`_sample_targets`, if the memory of the device suffices.
+
+    Raises:
+        OutOfMemoryError: it does not. On a CPU this is foreseen, since Linux kills a process instead of telling it.
+    """
+    voxels = math.prod(prepared.grid.geometry.size)
+    bytes_per_value = 4 if autocast_dtype(device) is None else 2
+    size = " x ".join(str(n) for n in prepared.grid.geometry.size)
+    message = f"The memory of {device} does not suffice for a head of {size} voxels; crop the volume or free memory."
+    if translator.working_bytes(voxels, bytes_per_value) > free_memory(device):
+        raise OutOfMemoryError(message)
+    try:
+        return _sample_targets(request, translator, prepared, device, run, notices)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        raise OutOfMemoryError(message) from error
+
+
+@torch.inference_mode()
+def _sample_targets(
+    request: Request,
+    translator: Translator,
+    prepared: _Prepared,
+    device: torch.device,
+    run: Run,
+    notices: list[str],
+) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
+    """Mean and standard deviation (samples > 1) of every target, in [-1, 1] on the canonical grid."""
+    dtype = autocast_dtype(device)
+    translator.to(device)
+    samples = request.samples if translator.stochastic else 1
+    if samples < request.samples:
+        notices.append(f"The method '{request.method}' is deterministic here; one sample was made.")
+    steps = _steps(request, translator)
+    run.expect(samples, steps)
+    made = {}
+    with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+        with run.stage("encode"):
+            latents = translator.encode({name: image.to(device) for name, image in prepared.images.items()})
+        for target in request.targets:
+            with run.stage("condition", target):
+                condition = translator.condition(latents, target)
+            total, total_square = 0.0, 0.0
+            for sample in range(samples):
+                generator = torch.Generator().manual_seed(crc32(f"{request.seed} {target} {sample}".encode()))
+                with run.stage("sample", target):
+                    result = translator.sample(
+                        condition, target, steps=steps, generator=generator, on_step=run.on_step(target)
+                    )
+                with run.stage("decode", target):
+                    image = decode(translator, result, free_memory(device), notices)
+                    image = image[0, 0].float().clamp(-1, 1).cpu().numpy()
+                total = total + image.astype(np.float64)
+                total_square = total_square + image.astype(np.float64) ** 2
+            mean = total / samples
+            deviation = None
+            if samples > 1:
+                variance = (total_square - samples * mean**2) / (samples - 1)
+                deviation = np.sqrt(np.maximum(variance, 0)).astype(np.float32)
+            made[target] = (mean.astype(np.float32), deviation)
+    return made
+
+
+def _to_native(values: np.ndarray, what: str, request: Request, prepared: _Prepared) -> Volume:
+    """From [-1, 1] (or a standard deviation in these units) on the canonical grid to the source's units on its grid."""
+    deviation = what not in request.targets
+    shifted = values - 1 if deviation else values  # a deviation of 0 is 0 in the source's units as well
+    array = np.where(prepared.mask, unscale(shifted, prepared.intensities), 0)
+    volume = from_canonical(array, prepared.grid)
+    name = f"{what} (synthetic from {' + '.join(request.sources)})"
+    return Volume(volume.array, request.reference.geometry, name)
+
+
+def _provenance(request: Request, target: str, translator: Translator, device: torch.device) -> dict[str, Any]:
+    return {
+        "synthetic": True,
+        "notice": NOTICE,
+        "target": target,
+        "sources": {modality: volume.name for modality, volume in request.sources.items()},
+        "reference": request.reference.name,
+        "method": request.method,
+        "mode": getattr(translator, "mode", "one step"),
+        "steps": _steps(request, translator),
+        "samples": request.samples if translator.stochastic else 1,
+        "seed": request.seed,
+        "package": request.package.name,
+        "package_version": request.package.metadata["version"],
+        "package_sha256": request.package.digest,
+        "software": f"MissingModalitySynth {__version__}",
+        "torch": torch.__version__,
+        "device": str(device),
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _steps(request: Request, translator: Translator) -> int:
+    return (request.steps or translator.default_steps) if translator.iterative else 1
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(names)

@@ -1,0 +1,70 @@
+"""The interface that every translation method implements."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from ..diffusion.samplers import OnStep
+from ..networks.first_stage import FirstStage
+
+# Activations of the widest kind that are alive at once: the skips of the UNet's first level and a block's temporaries.
+_LIVE_ACTIVATIONS = 12
+
+
+class Translator(nn.Module, ABC):
+    """Turns images of the available contrasts into an image of a missing one.
+
+    The steps are separate so that sources are encoded once for all targets, and a target is conditioned once for all
+    samples. Images are (1, 1, X, Y, Z) in [-1, 1], axes R, A, S, every axis a multiple of ``multiple``.
+
+    Attributes:
+        method: name in requests, packages and on the command line.
+        modalities: canonical names; the position in this list is the index that the networks know.
+        first_stage: images to latents and back.
+        width: channels of the networks' widest activations at the resolution of the latents.
+        default_steps: number of denoiser evaluations when the request names none.
+        iterative: whether the number of steps means anything.
+        stochastic: whether two seeds can give two results.
+    """
+
+    method: str
+    default_steps: int
+    iterative: bool
+    stochastic: bool
+
+    def __init__(self, modalities: Sequence[str], first_stage: FirstStage, network_factor: int, width: int) -> None:
+        super().__init__()
+        self.modalities = tuple(modalities)
+        self.first_stage = first_stage
+        self.multiple = first_stage.factor * network_factor
+        self.width = width
+
+    def working_bytes(self, voxels: int, bytes_per_value: int) -> int:
+        """Estimate of the memory that translating an image of so many voxels takes, beside the weights."""
+        return voxels // self.first_stage.factor**3 * self.width * bytes_per_value * _LIVE_ACTIVATIONS
+
+    def encode(self, images: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Images by modality to latents by modality."""
+        return {modality: self.first_stage.encode(image) for modality, image in images.items()}
+
+    @abstractmethod
+    def condition(self, latents: Mapping[str, torch.Tensor], target: str) -> torch.Tensor:
+        """What the sampler is told about the sources: latents of any non-empty set of them, for one target."""
+
+    @abstractmethod
+    def sample(
+        self, condition: torch.Tensor, target: str, *, steps: int, generator: torch.Generator, on_step: OnStep
+    ) -> torch.Tensor:
+        """Latents of the target. ``on_step(done, steps)`` is called before every step and may raise to stop."""
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents of the target to its image (1, 1, X, Y, Z), not clipped."""
+        return self.first_stage.decode(latents)
+
+    def index(self, modality: str, like: torch.Tensor) -> torch.Tensor:
+        """Index of a modality, shape (B,), for a batch like ``like``."""
+        return torch.full((like.shape[0],), self.modalities.index(modality), device=like.device)

@@ -1,0 +1,80 @@
+"""Fixtures that the engine's tests share."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
+
+from MissingModalitySynthLib.volume import Geometry, Volume
+
+
+def voxel_positions(geometry):
+    """World positions (i, j, k, 3) of all voxel centres."""
+    index = np.stack(np.meshgrid(*(np.arange(n) for n in geometry.size), indexing="ij"), axis=-1)
+    return geometry.index_to_world(index)
+
+
+def head_signal(world):
+    """A smooth head around the world's origin, in closed form: an ellipsoid without any symmetry, 0 to about 1200."""
+    radius = np.linalg.norm(world / np.array([22.0, 30.0, 26.0]), axis=-1)
+    return 1000 / (1 + np.exp((radius - 1) * 12)) * (1 + 0.2 * np.sin(world @ np.array([0.12, 0.09, 0.07])))
+
+
+@pytest.fixture(scope="session")
+def smooth_head():
+    """Function: geometry -> the smooth head sampled on it."""
+
+    def sample(geometry, name="head"):
+        return Volume(head_signal(voxel_positions(geometry)).astype(np.float32), geometry, name)
+
+    return sample
+
+
+@pytest.fixture(scope="session")
+def write_dicom_series():
+    """Function that writes a DICOM series of an integer array [i, j, k] into a folder and returns its UID."""
+
+    def write(folder, array, spacing=(1.0, 1.0, 2.0), origin=(0, 0, 0), axes=(1, 0, 0, 0, 1, 0), depths=None, **tags):
+        folder.mkdir(exist_ok=True)
+        series = generate_uid()
+        normal = np.cross(axes[:3], axes[3:])
+        for k in range(array.shape[2]):
+            meta = FileMetaDataset()
+            meta.MediaStorageSOPClassUID = MRImageStorage
+            meta.MediaStorageSOPInstanceUID = generate_uid()
+            meta.TransferSyntaxUID = ExplicitVRLittleEndian
+            slice_ = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
+            slice_.SOPClassUID, slice_.SOPInstanceUID = MRImageStorage, meta.MediaStorageSOPInstanceUID
+            slice_.StudyInstanceUID, slice_.SeriesInstanceUID = "1.2.3", series
+            slice_.Modality, slice_.PatientName, slice_.PatientID = "MR", "Nobody^Known", "secret"
+            slice_.InstanceNumber = k + 1
+            slice_.Columns, slice_.Rows = array.shape[:2]
+            slice_.PixelSpacing, slice_.SliceThickness = [spacing[1], spacing[0]], spacing[2]
+            slice_.ImageOrientationPatient = list(axes)
+            depth = k * spacing[2] if depths is None else depths[k]
+            slice_.ImagePositionPatient = [round(float(x), 8) for x in np.array(origin) + normal * depth]
+            slice_.BitsAllocated, slice_.BitsStored, slice_.HighBit, slice_.PixelRepresentation = 16, 16, 15, 0
+            slice_.SamplesPerPixel, slice_.PhotometricInterpretation = 1, "MONOCHROME2"
+            slice_.PixelData = np.ascontiguousarray(array[:, :, k].T.astype(np.uint16)).tobytes()
+            for keyword, value in tags.items():
+                setattr(slice_, keyword, value[k] if isinstance(value, list) else value)
+            # file names in another order than space
+            pydicom.dcmwrite(
+                folder / f"{k * 7 % array.shape[2]:03d}-{series[-6:]}.dcm", slice_, enforce_file_format=True
+            )
+        return series
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """The folder of real scans for development; tests that need it are skipped where it is absent."""
+    folder = Path(os.environ.get("MMS_DATA", Path(__file__).parents[3] / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip("no real scans: set MMS_DATA to their folder")
+    return folder

@@ -1,0 +1,1 @@
+"""Training of the translation models: simulation, data readers, stages, evaluation and export."""

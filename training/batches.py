@@ -1,0 +1,91 @@
+"""Training pairs: some sources of a head and one target of it, as the networks see them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from MissingModalitySynthLib.intensity import intensity_range, scale
+from MissingModalitySynthLib.modality import MODALITIES
+
+from .simulation.anatomy import Anatomy
+from .simulation.randomness import uniform
+from .simulation.simulator import Simulation, simulate
+
+# Chances of one, two, three sources: the hardest case is the commonest in use.
+SOURCE_COUNTS = (0.65, 0.25, 0.10)
+GAIN_JITTER = 0.12
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One training example in [-1, 1]: sources by modality and the image of the target, each (1, 1, X, Y, Z)."""
+
+    sources: dict[str, Tensor]
+    target: str
+    image: Tensor
+
+
+def choose(generator: torch.Generator, count: int) -> int:
+    """A uniformly drawn index below ``count``."""
+    return int(torch.randint(count, (1,), generator=generator))
+
+
+def draw_roles(generator: torch.Generator, modalities: Sequence[str] = MODALITIES) -> tuple[list[str], str]:
+    """A random non-empty set of sources, and a target that is not among them."""
+    order = [modalities[i] for i in torch.randperm(len(modalities), generator=generator).tolist()]
+    draw = torch.multinomial(torch.tensor(SOURCE_COUNTS), 1, generator=generator).item()
+    return order[1 : 2 + draw], order[0]
+
+
+def scaled(image: Tensor, gain: float = 1.0) -> Tensor:
+    """An image (X, Y, Z) in any units to (1, 1, X, Y, Z) in [-1, 1], by the percentiles that the engine uses.
+
+    ``gain`` imitates a head whose brightest voxels are not in the crop.
+    """
+    array = image.cpu().numpy()
+    return torch.from_numpy(scale(gain * array, intensity_range(array)))[None, None].to(image.device)
+
+
+def simulated_pairs(
+    anatomies: Sequence[Anatomy],
+    generator: torch.Generator,
+    *,
+    shapes: Sequence[tuple[int, int, int]],
+    pairs_per_case: int = 2,
+    device: str = "cpu",
+    **options,
+) -> Iterator[Pair]:
+    """Endless pairs from simulated heads.
+
+    Args:
+        anatomies: drawn uniformly.
+        shapes: sizes of the crops in voxels, drawn uniformly.
+        pairs_per_case: targets that are taken from one simulated head, each with its own sources.
+        **options: of :func:`~.simulation.simulator.simulate`.
+    """
+    while True:
+        anatomy = anatomies[choose(generator, len(anatomies))]
+        shape = shapes[choose(generator, len(shapes))]
+        roles = [draw_roles(generator) for _ in range(pairs_per_case)]
+        needed = [name for name in MODALITIES if any(name in sources for sources, _ in roles)]
+        targets = [name for name in MODALITIES if any(name == target for _, target in roles)]
+        case = simulate(
+            anatomy, shape=shape, generator=generator, device=device, sources=needed, targets=targets, **options
+        )
+        for sources, target in roles:
+            if pair := _pair(case, sources, target, generator):
+                yield pair
+
+
+def _pair(case: Simulation, sources: Sequence[str], target: str, generator: torch.Generator) -> Pair | None:
+    """The pair, or None when the crop missed the head."""
+    if case.targets[target].count_nonzero() < 0.05 * case.targets[target].numel():
+        return None
+    images = {
+        name: scaled(case.sources[name], uniform(generator, 1 - GAIN_JITTER, 1 + GAIN_JITTER)) for name in sources
+    }
+    return Pair(images, target, scaled(case.targets[target]))
