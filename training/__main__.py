@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--max-minutes", type=float, help="stop after this time, with a checkpoint to resume from")
     parser.add_argument("--output", type=Path, help="export: folder of the package to write; its name is the package's")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     try:
         configuration = load_configuration(options.config, options.overrides)
         if options.stage != "export":

@@ -1,10 +1,14 @@
 """The canonical grid that networks see, and the exact way back to the grid of the reference volume.
 
 The canonical axes are the reference's own axes, permuted and flipped to the closest R, A, S. An oblique volume stays
-oblique: nothing is rotated, so a volume whose spacing already is the model's is only permuted, cropped and padded, and
-its round trip is exact. Otherwise only the spacing is resampled: by cubic B-splines, which keep detail that linear
-interpolation blurs, clamped to the original range because splines overshoot at edges; coarser grids are reached after
-a Gaussian that suppresses what they can't hold.
+oblique: nothing is rotated, so a volume whose spacing already is the model's is only permuted, cropped and padded.
+Otherwise only the spacing is resampled: by cubic B-splines, which keep detail that linear interpolation blurs, clamped
+to the original range because splines overshoot at edges. On the way to a coarser grid a Gaussian first suppresses what
+that grid can't hold: towards a 5 mm slice it acts as the profile of such a slice.
+
+Round trip of a smooth head to 1 mm and back, root-mean-square (maximal) error in the head as a share of its brightest
+voxel: none at 1 mm; below 0.01 % (0.05 %) for 0.9 x 0.9 x 1.2 mm; 0.4 % (1.0 %) for 2 mm; 1.2 % (4.1 %) for
+0.5 x 0.5 x 5 mm, nearly all of it the slice profile.
 """
 
 from collections.abc import Iterable, Sequence

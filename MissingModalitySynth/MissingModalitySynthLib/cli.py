@@ -103,7 +103,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     def add(name: str, run: str, summary: str, description: str = "", epilog: str = "", to=commands) -> _Parser:
         command = to.add_parser(
-            name, help=summary, description=description or f"{summary}.", epilog=epilog, parents=[common]
+            name,
+            help=summary,
+            description=description or f"{summary[0].upper()}{summary[1:]}.",
+            epilog=epilog,
+            parents=[common],
         )
         command.set_defaults(run=run)
         return command
@@ -172,7 +176,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Model packages: those that came with the program and those that you installed.",
         epilog=_MODELS_EPILOG,
     ).add_subparsers(metavar="COMMAND", required=True)
-    add("list", "cli_models.list_models", "list all packages", to=models)
+    add("list", "cli_models.list_models", "list all packages, damaged ones with their problem", to=models)
     command = add("show", "cli_models.show_model", "show what a package is made for and what it cannot do", to=models)
     command.add_argument("package", metavar="NAME", help="name or folder")
     command = add("verify", "cli_models.verify_model", "compare every file of a package with its checksum", to=models)
@@ -208,8 +212,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(as_json=arguments.json, quiet=getattr(arguments, "quiet", False), debug=arguments.debug)
     try:
         with stop_signals(patient=name == "synthesize") as cancelled:
-            getattr(import_module(f".{module}", __package__), name)(arguments, console, cancelled)
-            return 0
+            command = getattr(import_module(f".{module}", __package__), name)
+            return command(arguments, console, cancelled) or 0
     except BrokenPipeError:  # whoever read stdout has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OutputError.exit_code

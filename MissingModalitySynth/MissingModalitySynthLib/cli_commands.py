@@ -1,4 +1,7 @@
-"""What each command does. Every function takes the parsed arguments, the console, and ``cancelled()``.
+"""What each command does.
+
+Every function takes the parsed arguments, the console, and ``cancelled()``, which asks whether to stop. An error is
+raised; the exit code is returned where a command goes on after one.
 
 What a command needs is imported where it is needed: listing models must not wait for torch.
 """
@@ -33,7 +36,7 @@ Cancel = Callable[[], bool]
 
 def synthesize(arguments: argparse.Namespace, console: Console, cancelled: Cancel) -> None:
     """Read the sources, make the targets, write all files or none."""
-    seconds: dict[str, float] = {}
+    started, seconds = time.monotonic(), {}
     package = load_package(arguments.package)
     with _timed(seconds, "read"):
         console.progress(Progress("reading", 0.0))
@@ -79,8 +82,8 @@ def synthesize(arguments: argparse.Namespace, console: Console, cancelled: Cance
 
     for notice in result.notices:
         console.note(notice)
-    rows = [(stage, f"{spent:7.1f} s") for stage, spent in seconds.items()]
-    console.remark(table([*rows, ("total", f"{sum(seconds.values()):7.1f} s")]))
+    seconds["total"] = time.monotonic() - started
+    console.remark(table((stage, f"{spent:7.1f} s") for stage, spent in seconds.items()))
     console.remark(f"{NOTICE}.")
     fields = {"provenance": result.provenance, "seconds": seconds, "notices": result.notices}
     console.result({"files": files} | fields, "\n".join(name for name in files if not name.endswith(".json")))
@@ -114,7 +117,8 @@ def _check_acquired(acquired: Mapping[str, Given], targets: Iterable[str], refer
     for modality in acquired:
         if modality not in targets:
             raise InputError(f"There is an acquired {modality} to compare with, but {modality} is none of the targets.")
-    check_overlap(_volumes(acquired).values(), reference.volume)
+    if acquired:
+        check_overlap(_volumes(acquired).values(), reference.volume)
 
 
 def _suffix(wanted: str | None, reference: Path) -> str:
@@ -221,6 +225,8 @@ def _split(item: str) -> tuple[str, Path, str | None]:
 
 def _guess(path: Path, metadata: Mapping[str, str], provenance: Mapping[str, Any]) -> tuple[str | None, str]:
     """The contrast that a file shows, or None, and how that is known."""
+    if "quantity" in provenance:
+        return None, f"a {provenance['quantity']}"
     if "target" in provenance:
         return provenance["target"], "made by this program"
     name = path.resolve()  # also "." has a name
@@ -234,21 +240,18 @@ def _guess(path: Path, metadata: Mapping[str, str], provenance: Mapping[str, Any
 # --- inspect --------------------------------------------------------------------------------------------------------
 
 
-def inspect(arguments: argparse.Namespace, console: Console, cancelled: Cancel) -> None:
-    """Show each file; go on after one that cannot be used, and end with the first such error."""
-    failures = []
+def inspect(arguments: argparse.Namespace, console: Console, cancelled: Cancel) -> int:
+    """Show each file; go on after one that cannot be used, and return the exit code of the first such error."""
+    codes = []
     packages = [row.package for row in list_packages() if row.package]
     for file in arguments.files:
         try:
             fields = _inspect(file, packages)
         except SynthesisError as error:
-            failures.append(error)
-            if len(arguments.files) > 1:
-                console.note(str(error))
-            continue
-        console.result(fields, _inspected_text(fields))
-    if failures:
-        raise failures[0]
+            codes.append(console.error(error))
+        else:
+            console.result(fields, _inspected_text(fields))
+    return codes[0] if codes else 0
 
 
 def _inspect(file: str, packages: Iterable[ModelPackage]) -> dict[str, Any]:
@@ -285,7 +288,7 @@ def _inspect(file: str, packages: Iterable[ModelPackage]) -> dict[str, Any]:
 
 def _inspected_text(fields: Mapping[str, Any]) -> str:
     spacing = " x ".join(f"{value:.4g}" for value in fields["spacing_mm"])
-    origin = ", ".join(f"{value:.6g}" for value in fields["origin_lps_mm"])
+    origin = ", ".join(f"{value + 0.0:.6g}" for value in fields["origin_lps_mm"])
     values = [f"{value:.6g}" for value in fields["intensity"].values()]
     made = [f"{', '.join(targets)} (package {name})" for name, targets in fields["can_make"].items() if targets]
     contrast = f"{fields['modality'] or 'not known'} ({fields['modality_known']})"

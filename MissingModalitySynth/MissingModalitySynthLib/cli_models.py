@@ -1,4 +1,4 @@
-"""The commands about model packages, and the one about devices. Arguments as in ``cli_commands``."""
+"""The commands about model packages, and the one about devices. Arguments are those of ``cli_commands``."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Checks of raw file headers, where SimpleITK says nothing about what is wrong with a file.
 
-SimpleITK fills a truncated NIfTI with zeros, makes a negative or zero spacing positive, reads a NaN spacing as 1, and
-ignores a sheared NIfTI sform. All of that moves anatomy without a word, so it is refused here, before reading.
+SimpleITK fills a truncated NIfTI with zeros, reads NaN and infinite voxels of a NIfTI as zeros, makes a negative or
+zero spacing positive, reads a NaN spacing as 1, and ignores a sheared NIfTI sform. All of that changes or moves anatomy
+without a word, so it is refused here, before reading.
 """
 
 import gzip
@@ -11,6 +12,7 @@ import struct
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -18,6 +20,7 @@ from MissingModalitySynthLib.errors import GeometryError, InputError
 from MissingModalitySynthLib.volume import Geometry
 
 FORMATS = (".nii.gz", ".nii", ".nrrd", ".mha")
+_NIFTI_FLOATS = {16: "=f4", 64: "=f8"}
 _META_BYTES = {"CHAR": 1, "SHORT": 2, "INT": 4, "LONG": 4, "LONG_LONG": 8, "FLOAT": 4, "DOUBLE": 8}
 
 
@@ -30,7 +33,8 @@ def check_file(path: Path) -> None:
     """Refuse a file that is not what its suffix says, not complete, or on an impossible grid.
 
     Raises:
-        InputError: the file is missing, not readable, truncated or damaged, or of an unsupported format.
+        InputError: the file is missing, not readable, truncated or damaged, of an unsupported format, or has NaN or
+            infinite voxels that SimpleITK would hide.
         GeometryError: a spacing is not positive, or the direction not orthonormal.
     """
     if not path.exists():
@@ -53,39 +57,44 @@ def _check_nifti(path: Path) -> None:
     with path.open("rb") as raw:
         zipped = raw.read(2) == b"\x1f\x8b"
     with gzip.open(path) if zipped else path.open("rb") as file:
-        header = file.read(540)
-        order = "<" if header[:4] in (struct.pack("<i", 348), struct.pack("<i", 540)) else ">"
-        version = {348: 1, 540: 2}.get(struct.unpack_from(order + "i", header)[0])
-        if version is None:
+        header = file.read(348)
+        order = next((order for order in "<>" if struct.unpack_from(f"{order}i", header)[0] in (348, 540)), None)
+        if order is None:
             raise InputError(f"'{path}' is no NIfTI file.")
-        if version == 1:
-            dim, bits = struct.unpack_from(order + "8h", header, 40), struct.unpack_from(order + "h", header, 72)[0]
-            pixdim, offset = (
-                struct.unpack_from(order + "8f", header, 76),
-                struct.unpack_from(order + "f", header, 108)[0],
-            )
-            sform_code = struct.unpack_from(order + "h", header, 254)[0]
-            sform = struct.unpack_from(order + "12f", header, 280)
-        else:
-            dim, bits = struct.unpack_from(order + "8q", header, 16), struct.unpack_from(order + "h", header, 14)[0]
-            pixdim, offset = (
-                struct.unpack_from(order + "8d", header, 104),
-                struct.unpack_from(order + "q", header, 168)[0],
-            )
-            sform_code = struct.unpack_from(order + "i", header, 348)[0]
-            sform = struct.unpack_from(order + "12d", header, 400)
-        expected = int(offset) + math.prod(dim[1 : 1 + max(0, min(dim[0], 7))]) * bits // 8
-        length = file.seek(0, os.SEEK_END) if not zipped else _length(file, len(header))
-    if length < expected:
-        raise EOFError
-    _require_positive_spacing(pixdim[1:4], path)
+        if struct.unpack_from(f"{order}i", header)[0] == 540:
+            raise InputError(f"'{path}' is a NIfTI-2 file: convert it to NIfTI-1.")
+        dim = struct.unpack_from(f"{order}8h", header, 40)
+        datatype, bits = struct.unpack_from(f"{order}2h", header, 70)
+        spacing = struct.unpack_from(f"{order}3f", header, 80)
+        offset = int(struct.unpack_from(f"{order}f", header, 108)[0])
+        sform_code = struct.unpack_from(f"{order}h", header, 254)[0]
+        sform = np.reshape(struct.unpack_from(f"{order}12f", header, 280), (3, 4))
+
+        file.seek(offset)
+        length = math.prod(dim[1 : 1 + max(0, min(dim[0], 7))]) * bits // 8
+        _check_nifti_voxels(file, length, _NIFTI_FLOATS.get(datatype, "").replace("=", order), path)
+    _require_positive_spacing(spacing, path)
     if sform_code > 0:
-        matrix = np.reshape(sform, (3, 4))[:, :3]
-        norms = np.linalg.norm(matrix, axis=0)
+        norms = np.linalg.norm(sform[:, :3], axis=0)
         try:
-            Geometry((1, 1, 1), norms, direction=matrix / np.where(norms > 0, norms, 1))
+            Geometry((1, 1, 1), norms, direction=sform[:, :3] / np.where(norms > 0, norms, 1))
         except GeometryError as error:
             raise GeometryError(f"'{path}': {error}") from error
+
+
+def _check_nifti_voxels(file: BinaryIO, length: int, dtype: str, path: Path) -> None:
+    """Read a file's voxels and, if packed, on to the checksum at its end; count what is not finite in floats."""
+    bad = 0
+    while block := file.read(1 << 20):
+        if dtype:
+            voxels = block[: max(length, 0)]
+            values = np.frombuffer(voxels, dtype, count=len(voxels) // np.dtype(dtype).itemsize)
+            bad += values.size - np.count_nonzero(np.isfinite(values))
+        length -= len(block)
+    if length > 0:
+        raise EOFError
+    if bad:
+        raise InputError(f"'{path}' has {bad} voxels that are NaN or infinite: repair them first.")
 
 
 def _check_nrrd(path: Path) -> None:
@@ -123,14 +132,6 @@ def _require_positive_spacing(spacing: Sequence[float], path: Path) -> None:
     if not all(math.isfinite(value) and value > 0 for value in spacing):
         shown = ", ".join(f"{value:g}" for value in spacing)
         raise GeometryError(f"'{path}' states a voxel spacing of {shown} mm: every spacing must be positive.")
-
-
-def _length(file: gzip.GzipFile, already: int) -> int:
-    """Bytes of a compressed file to its end, which also verifies its checksum."""
-    total = already
-    while block := file.read(1 << 20):
-        total += len(block)
-    return total
 
 
 def _is_dicom(path: Path) -> bool:

@@ -20,6 +20,7 @@ _AIR_SHARE = 0.1  # with more such dark voxels inside a constant frame, that fra
 _OTSU_SHARE = 0.6  # Otsu's threshold lies between air and bright tissue; dark tissue and skull are below it
 _HEAD_ON_BORDER = 0.6  # share of border voxels above the threshold, beyond which there is no air around
 _SMALL_COMPONENT = 0.1  # of the largest one; smaller ones are noise, ghosts, a marker
+_ENOUGH_VOXELS = 256
 
 
 @dataclass(frozen=True)
@@ -114,10 +115,19 @@ def head_mask(array: np.ndarray) -> np.ndarray:
         if two_sided or dark < _AIR_SHARE:
             return _fill_holes(_large_components(inside))
 
+    # Every second voxel is enough beyond 256 along an axis: the result is smooth, and takes an eighth of the time.
+    steps = [-(-n // _ENOUGH_VOXELS) for n in array.shape]
+    mask = _head_in_air(deviation[tuple(slice(None, None, step) for step in steps)], bright)
+    for axis, step in enumerate(steps):
+        mask = mask.repeat(step, axis)
+    return mask[tuple(slice(n) for n in array.shape)]
+
+
+def _head_in_air(deviation: np.ndarray, bright: float) -> np.ndarray:
     smooth = ndimage.gaussian_filter(np.clip(deviation, 0, bright), 1.0, truncate=2.0)
     mask = smooth > max(_FRACTION_OF_BRIGHT * bright, _OTSU_SHARE * threshold_otsu(smooth))
     if not mask.any() or np.mean(_border(mask)) > _HEAD_ON_BORDER:
-        return np.ones(array.shape, dtype=bool)
+        return np.ones(mask.shape, dtype=bool)
     mask = _large_components(mask)
     # Skull and sinuses reach the lower end of the field of view, but are enclosed in slices of one orientation.
     return np.logical_or.reduce([_fill_holes(mask, within_slices_of=axis) for axis in range(3)])

@@ -2,7 +2,8 @@
 
 Synthesized volumes have arbitrary units, so ``compare`` first brings prediction and target to one scale
 (``scale_to_target``); the single metrics take arrays that are on one scale already. All arrays are numpy, indexed
-[i, j, k], of equal shape. scikit-image is imported where SSIM is computed, since importing it takes a while.
+[i, j, k], of equal shape; unequal ones and empty masks raise InputError. scikit-image is imported where SSIM is
+computed, since importing it takes a while.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ def psnr(prediction: np.ndarray, target: np.ndarray, data_range: float = 1.0, ma
 def nmse(prediction: np.ndarray, target: np.ndarray, mask: np.ndarray | None = None) -> float:
     """Normalized mean squared error, ‖y - ŷ‖² / ‖y‖², over all voxels or those inside ``mask``.
 
-    Raises InputError when the target is zero everywhere.
+    Raises:
+        InputError: the target is zero everywhere.
     """
     prediction, target = _inside(prediction, target, mask)
     energy = np.sum(target**2)
@@ -65,7 +67,8 @@ def ssim(
     voxels whose window lies fully in the volume; with one, the mean of the SSIM map inside the mask, where windows
     that cross the border of the volume see its mirror image.
 
-    Raises InputError when an axis is shorter than the window, the mask is empty, or the window unknown.
+    Raises:
+        InputError: an axis is shorter than the window, the mask is empty, or the window unknown.
     """
     if window not in _SSIM_WINDOWS:
         raise InputError(f"Unknown SSIM window {window!r}: choose one of {', '.join(_SSIM_WINDOWS)}.")
@@ -101,8 +104,17 @@ def scale_to_target(
     target by least squares inside the mask, map it, and it is clipped likewise. The fit may choose a negative gain,
     so copying a source of inverted contrast is scored at its best.
 
-    Returns (prediction, target) as float32 arrays of the shape that came in. Raises InputError when shapes differ or
-    the mask is empty.
+    Args:
+        prediction: in any units.
+        target: in any units; only the mask and a little air around it count.
+        mask: true or non-zero inside the head or brain.
+        low, high: percentiles, 0 to 100.
+
+    Returns:
+        (prediction, target) as float32 arrays of the shape that came in.
+
+    Raises:
+        InputError: shapes differ or the mask is empty.
     """
     _check(prediction, target, mask)
     inside = mask.astype(bool)
@@ -118,15 +130,18 @@ def scale_to_target(
 def compare(prediction: np.ndarray, target: np.ndarray, mask: np.ndarray | None = None) -> dict[str, float]:
     """Score a prediction in any units against the acquired target in its own, after ``scale_to_target``.
 
-    ``mask`` is the head or brain; by default the head is found in the target (``intensity.head_mask``).
+    Args:
+        prediction, target: each in its own units.
+        mask: the head or brain; by default the head is found in the target (``intensity.head_mask``).
 
-    Returns
-        psnr, nmse, ssim: over the box of the mask with ``CROP_MARGIN``, zero outside the mask; the protocol of the
-            ALDM paper (percentiles 0.5 to 99.5, data range 1) made precise.
+    Returns:
+        psnr, nmse, ssim: over the box of the mask with ``CROP_MARGIN``, zero outside the mask; the protocol of Kim and
+            Park (ALDM, WACV 2024: percentiles 0.5 to 99.5, data range 1) made precise.
         psnr_mask, ssim_mask, mae_mask: over the voxels inside the mask, so that air counts for nothing.
+        SSIM is the Gaussian one, its map averaged over every voxel of the box or of the mask.
 
-    SSIM is the Gaussian one, its map averaged over every voxel of the box or of the mask. Raises InputError as
-    ``scale_to_target`` and ``ssim`` do.
+    Raises:
+        InputError: as ``scale_to_target`` and ``ssim`` do.
     """
     if mask is None:
         from .intensity import head_mask

@@ -32,7 +32,8 @@ GUTTER = 18  # pixels on each side of a slice, where the letters are; below ther
 _LEAST_WIDTH = 236  # pixels that the mark needs
 _LETTER_COLOR = (165, 165, 165)
 _BOX_MARGIN = 4.0  # mm of air that stay around the head
-_WEBP = {"format": "WEBP", "quality": 65, "method": 2}
+_WEBP = {"format": "WEBP", "method": 2}
+_QUALITY = {"gray": 65, "magma": 30}  # lower, the noise that tells a real image from a smooth one would be lost
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ class View:
 
         def encode(index: int) -> str:
             buffer = io.BytesIO()
-            self.render(panel, index).save(buffer, **_WEBP)
+            self.render(panel, index).save(buffer, quality=_QUALITY[panel.colors], **_WEBP)
             return base64.b64encode(buffer.getvalue()).decode("ascii")
 
         with ThreadPoolExecutor() as pool:  # the encoder runs outside Python's lock

@@ -16,6 +16,7 @@ from MissingModalitySynthLib.errors import GeometryError, InputError
 MIN_SIZE, MAX_SIZE = 16, 512
 # Direction cosines are written with 6 decimals by some scanners and as float32 quaternions by NIfTI.
 _ORTHONORMAL_TOLERANCE = 1e-3
+_ZERO_COSINE = 1e-14
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class Geometry:
             raise GeometryError(
                 f"The direction matrix {matrix.round(4).tolist()} is not orthonormal (sheared or scaled)."
             )
+        # Cosines of about 1e-310, which rotations near 180 degrees leave, make ITK's inverse of the matrix wrong.
+        matrix = np.where(np.abs(matrix) < _ZERO_COSINE, 0.0, matrix)
         for name, value in (("size", size), ("spacing", spacing), ("origin", origin)):
             object.__setattr__(self, name, value)
         object.__setattr__(self, "direction", tuple(tuple(row) for row in matrix.tolist()))

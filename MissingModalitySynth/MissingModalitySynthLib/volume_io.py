@@ -253,9 +253,7 @@ def _series(folder: Path, series_uid: str | None) -> tuple[list[str], Geometry, 
     geometry = Geometry(
         (*first.GetSize()[:2], len(files)), (*first.GetSpacing()[:2], gap), origin, first.GetDirection()
     )
-    metadata = {
-        keyword: first.GetMetaData(tag).strip() for keyword, tag in _DICOM_TAGS.items() if first.HasMetaDataKey(tag)
-    }
+    metadata = {keyword: _text(first, tag) for keyword, tag in _DICOM_TAGS.items() if first.HasMetaDataKey(tag)}
     return [files[index] for index in order], geometry, metadata
 
 
@@ -300,7 +298,7 @@ def _description(folder: Path, uid: str) -> str:
     reader.SetFileName(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid)[0])
     reader.ReadImageInformation()
     tag = _DICOM_TAGS["SeriesDescription"]
-    return reader.GetMetaData(tag).strip() if reader.HasMetaDataKey(tag) else "no description"
+    return _text(reader, tag) if reader.HasMetaDataKey(tag) else "no description"
 
 
 # --- small helpers --------------------------------------------------------------------------------------------------
@@ -342,8 +340,19 @@ def _reason(error: Exception) -> str:
 
 
 def _metadata(reader: sitk.ImageFileReader) -> dict[str, str]:
-    pairs = ((key, reader.GetMetaData(key).strip()) for key in reader.GetMetaDataKeys())
+    # a key that is no UTF-8 can't be asked for
+    keys = [key for key in reader.GetMetaDataKeys() if key.isascii()]
+    pairs = ((key, _text(reader, key)) for key in keys)
     return {key: value for key, value in pairs if value}
+
+
+def _text(reader: sitk.ImageFileReader, key: str) -> str:
+    """A header's text; what is no UTF-8 is taken for Latin-1, the commonest other character set of scanners."""
+    raw = reader.GetMetaData(key).encode("utf-8", "surrogateescape")
+    try:
+        return raw.decode("utf-8").strip()
+    except UnicodeDecodeError:
+        return raw.decode("latin-1").strip()
 
 
 def _stem(path: Path) -> str:

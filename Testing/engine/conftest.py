@@ -9,27 +9,31 @@ import pytest
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
-from MissingModalitySynthLib.volume import Geometry, Volume
-
-
-def voxel_positions(geometry):
-    """World positions (i, j, k, 3) of all voxel centres."""
-    index = np.stack(np.meshgrid(*(np.arange(n) for n in geometry.size), indexing="ij"), axis=-1)
-    return geometry.index_to_world(index)
-
-
-def head_signal(world):
-    """A smooth head around the world's origin, in closed form: an ellipsoid without any symmetry, 0 to about 1200."""
-    radius = np.linalg.norm(world / np.array([22.0, 30.0, 26.0]), axis=-1)
-    return 1000 / (1 + np.exp((radius - 1) * 12)) * (1 + 0.2 * np.sin(world @ np.array([0.12, 0.09, 0.07])))
+from MissingModalitySynthLib.volume import Volume
 
 
 @pytest.fixture(scope="session")
-def smooth_head():
-    """Function: geometry -> the smooth head sampled on it."""
+def head_signal():
+    """Function: world positions (..., 3) in mm -> a smooth head there, in closed form.
+
+    An ellipsoid around the world's origin with 22 x 30 x 26 mm half axes, of 0 to about 1200, without any symmetry.
+    """
+
+    def signal(world):
+        radius = np.linalg.norm(world / np.array([22.0, 30.0, 26.0]), axis=-1)
+        texture = 1 + 0.2 * np.sin(world @ np.array([0.12, 0.09, 0.07]))
+        return 1000 / (1 + np.exp((radius - 1) * 12)) * texture
+
+    return signal
+
+
+@pytest.fixture(scope="session")
+def smooth_head(head_signal):
+    """Function: geometry -> the smooth head sampled on it; centre the field of view near the world's origin."""
 
     def sample(geometry, name="head"):
-        return Volume(head_signal(voxel_positions(geometry)).astype(np.float32), geometry, name)
+        index = np.stack(np.meshgrid(*(np.arange(n) for n in geometry.size), indexing="ij"), axis=-1)
+        return Volume(head_signal(geometry.index_to_world(index)).astype(np.float32), geometry, name)
 
     return sample
 

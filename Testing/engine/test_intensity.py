@@ -129,6 +129,16 @@ def test_a_whole_head_is_found_in_noisy_air(noise, offset):
     assert offset <= background_value(rician) < offset + 3 * noise
 
 
+def test_a_head_in_many_fine_voxels_is_found_as_well():
+    rng = np.random.default_rng(5)
+    shape = (300, 40, 44)
+    head = ball(shape=shape)
+    noisy = np.hypot(np.where(head, tissue(shape=shape), 0) + 15 * rng.standard_normal(shape), 15)
+    mask = head_mask(noisy)
+    assert mask.shape == shape
+    assert_covers(mask, head)
+
+
 def test_noisy_air_that_is_framed_by_zeros_is_no_head():
     rng = np.random.default_rng(4)
     head = ball(0.6)

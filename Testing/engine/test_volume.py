@@ -62,6 +62,16 @@ def test_the_affine_is_that_of_nifti_with_the_world_turned_from_lps_to_ras(tmp_p
     np.testing.assert_allclose(np.diag((-1, -1, 1, 1)) @ geometry.affine, ras, atol=1e-5)
 
 
+def test_cosines_that_are_zero_but_for_rounding_do_not_mislead_itk():
+    tiny = [[-0.8910065241883678, 4e-311, -0.4539904997395469], [-3e-311, -1, -2e-311], [0, 0, 0]]
+    tiny[2] = [0.4539904997395469, 9.9e-324, -0.8910065241883678]
+    geometry = Geometry((16, 17, 18), (1, 1, 2), (0, 0, 0), tiny)
+    image = to_sitk(Volume(usable_array(), geometry))
+    np.testing.assert_allclose(
+        image.TransformPhysicalPointToContinuousIndex((3, 4, 5)), geometry.world_to_index((3, 4, 5))
+    )
+
+
 def test_corners_are_the_outer_edges_of_the_field_of_view():
     corners = Geometry((10, 20, 30), (1, 2, 3), (0.5, 1, 1.5)).corners
     np.testing.assert_allclose(corners.min(axis=0), (0, 0, 0), atol=1e-12)

@@ -15,7 +15,7 @@ from training.simulation.tissues import BRAIN, CLASS, CSF
 
 DISTANCE_STEP = 8  # `brain_distance` stores 128 + 8 x mm, clipped to a byte
 SHADE_STEP = 32  # `shade` stores 32 x texture standard deviations
-SHADE = 6.0  # shift in texture standard deviations per share of the other tissue nearby
+SHADE = 4.0  # shift in texture standard deviations per share of the other tissue nearby
 
 # FreeSurfer numbers, with those of the segmentation of the whole head (500 and above) that SynthSeg's maps use.
 SYNTHSEG_CLASSES = {
@@ -52,7 +52,7 @@ class Anatomy:
     brain_distance: uint8 (I, J, K), 128 + DISTANCE_STEP x signed distance in mm to the smooth hull of the brain
     (negative inside); its level sets are the edges of skull-stripping masks.
     shade: int8 (I, J, K), SHADE_STEP x the mean of the texture in standard deviations: myelin thins out gradually from
-    white matter into the cortex, so that their border is no sharp step.
+    white matter into the cortex, so that their border is no sharp step; fluid between gyri is partly cortex.
     white_matter, periventricular: int16 (N, 3), voxels in which lesions may start.
     brain_box: lowest and highest index of the brain per axis.
     """
@@ -68,7 +68,9 @@ class Anatomy:
 
 def _box(mask: np.ndarray, margin: int) -> tuple[slice, ...]:
     slices = ndimage.find_objects(mask.astype(np.uint8))[0]
-    return tuple(slice(max(s.start - margin, 0), min(s.stop + margin, n)) for s, n in zip(slices, mask.shape, strict=True))
+    return tuple(
+        slice(max(s.start - margin, 0), min(s.stop + margin, n)) for s, n in zip(slices, mask.shape, strict=True)
+    )
 
 
 def _half_distance(mask: np.ndarray) -> np.ndarray:
@@ -106,19 +108,26 @@ def _finish(name: str, labels: np.ndarray) -> Anatomy:
 
 
 def _shade(labels: np.ndarray) -> np.ndarray:
-    """White matter near the cortex is shaded towards grey, deep cortical layers towards white."""
+    """White matter near the cortex is shaded towards grey, deep cortical layers towards white, sulci towards cortex."""
     shade = np.zeros(labels.shape, np.float32)
-    for white, grey in (("white matter", "cortex"), ("cerebellar white matter", "cerebellar cortex")):
-        for own, other, sign in ((white, grey, 1), (grey, white, -1)):
-            nearby = ndimage.gaussian_filter((labels == CLASS[other]).astype(np.float32), 1.3, truncate=2.5)
-            shade += np.where(labels == CLASS[own], sign * SHADE * nearby, 0)
+    pairs = (
+        ("white matter", "cortex", 1.0),
+        ("cortex", "white matter", -1.0),
+        ("cerebellar white matter", "cerebellar cortex", 1.0),
+        ("cerebellar cortex", "cerebellar white matter", -1.0),
+        ("subarachnoid CSF", "cortex", -1.5),
+        ("subarachnoid CSF", "cerebellar cortex", -1.5),
+    )
+    for own, other, weight in pairs:
+        nearby = ndimage.gaussian_filter((labels == CLASS[other]).astype(np.float32), 1.0, truncate=2.5)
+        shade += np.where(labels == CLASS[own], weight * SHADE * nearby, 0)
     return (SHADE_STEP * shade).clip(-127, 127).astype(np.int8)
 
 
 def _half_closing(brain: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """The brain with its sulci and fissures filled (closing by 8 mm), at full resolution."""
     grown = _half_distance(brain) < 8
-    eroded = 2 * ndimage.distance_transform_edt(grown) > 8
+    eroded = 2 * ndimage.distance_transform_edt(grown) > 7
     return _upsample(eroded, shape) > 0.5
 
 
@@ -196,7 +205,11 @@ def mni_anatomy() -> Anatomy:
     """
     from nilearn import datasets
 
-    maps = (datasets.load_mni152_gm_template(1), datasets.load_mni152_wm_template(1), datasets.load_mni152_brain_mask(1))
+    maps = (
+        datasets.load_mni152_gm_template(1),
+        datasets.load_mni152_wm_template(1),
+        datasets.load_mni152_brain_mask(1),
+    )
     grey, white, mask = (np.asarray(image.dataobj, np.float32) for image in maps)
     mask = ndimage.binary_fill_holes(mask > 0.5)
     fluid = np.clip(1 - grey - white, 0, 1)

@@ -80,7 +80,9 @@ def random_shifts(size: int, generator: Generator) -> Tensor:
     return shifts
 
 
-def acquire(image: Tensor, generator: Generator, noise_generator: Generator, *, strength: float = 1.0) -> tuple[Tensor, dict]:
+def acquire(
+    image: Tensor, generator: Generator, noise_generator: Generator, *, strength: float = 1.0
+) -> tuple[Tensor, dict]:
     """One realistic acquisition of an ideal (X, Y, Z) image, and the parameters drawn.
 
     In order: multiplicative bias field; motion along a random axis (one in eight); blur in plane, slices of 1 to 7 mm

@@ -55,7 +55,7 @@ def sampling_positions(
 
 
 def displace_mass(positions: Tensor, centre: Tensor, radius: float, push: float) -> Tensor:
-    """Push tissue away from `centre` by up to `push` voxels at distance `radius` (push < 0.5 radius keeps it invertible)."""
+    """Push tissue away from `centre`, most at `radius` and there by `push` voxels (invertible if push < 0.5 radius)."""
     offset = positions - centre.to(positions)
     squared = (offset**2).sum(-1, keepdim=True) / radius**2
     return positions - offset * (push / radius) * torch.exp(0.5 * (1 - squared))

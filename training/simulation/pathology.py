@@ -42,14 +42,18 @@ def _blob(shape: torch.Size, centre: Tensor, radii: Tensor, roughness: float, sp
 
 def _pick(seeds: Tensor, origin: Tensor, shape: torch.Size, generator: Generator, margin: int) -> Tensor | None:
     """A random seed voxel at least `margin` voxels inside the region, relative to the region's origin."""
-    local = seeds.long() - origin
-    local = local[((local >= margin) & (local < torch.tensor(shape) - margin)).all(1)]
-    return local[integer(generator, 0, len(local) - 1)].float() if len(local) else None
+    if not len(seeds):
+        return None
+    for _ in range(50):
+        local = seeds[integer(generator, 0, len(seeds) - 1)].long() - origin
+        if bool(((local >= margin) & (local < torch.tensor(shape) - margin)).all()):
+            return local.float()
+    return None
 
 
 def white_matter_lesions(labels: Tensor, severity: Tensor, white: Tensor, periventricular: Tensor, origin: Tensor,
                          generator: Generator) -> None:  # fmt: skip
-    """Multiple-sclerosis-like and vascular lesions: few large and many small, mostly beside the ventricles; in place."""
+    """Multiple-sclerosis-like and vascular lesions: few large, many small, most near the ventricles; in place."""
     count = integer(generator, 1, 6) if chance(generator, 0.5) else integer(generator, 6, 40)
     enhancing = chance(generator, 0.15)
     scale = uniform(generator, 0.7, 1.3)
@@ -88,6 +92,7 @@ def glioma(labels: Tensor, severity: Tensor, white: Tensor, origin: Tensor, gene
     spread = radii + uniform(generator, 4, 30)
     box, far = _blob(labels.shape, centre, spread, uniform(generator, 0.2, 0.45), 9, generator, device)
     level = ((1.1 - far) * uniform(generator, 3, 8)).clamp(0, 1) * uniform(generator, 0.6, 1.0) * (LEVELS - 1)
+    level = level * (0.9 + 0.08 * smooth_field(generator, far.shape, 5, device)).clamp(max=1)
     oedema = _one_of(labels[box], WHITE) & (level >= 1)
     severity[box] = torch.where(oedema, level.byte(), severity[box])
     labels[box] = torch.where(oedema, CLASS["oedema"], labels[box])

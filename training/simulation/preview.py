@@ -11,7 +11,9 @@ from training.simulation.anatomy import Anatomy, mni_anatomy, synthseg_anatomy
 from training.simulation.simulator import MODALITIES, simulate
 
 
-def preview(anatomies: list[Anatomy], out: str | Path, *, cases: int = 4, seed: int = 0, size: int = 176, **options) -> Path:
+def preview(
+    anatomies: list[Anatomy], out: str | Path, *, cases: int = 4, seed: int = 0, size: int = 176, **options
+) -> Path:
     """Draw targets (first five columns) and sources (last five) of `cases` simulated heads; returns the PNG's path.
 
     options: keyword arguments of `simulate`.
@@ -26,7 +28,9 @@ def preview(anatomies: list[Anatomy], out: str | Path, *, cases: int = 4, seed: 
         result = simulate(anatomy, shape=(size, size, size), generator=generator, **options)
         where = result.lesion_mask.flatten(0, 1).sum(0)
         level = int(where.argmax()) if where.any() else size // 2
-        for column, (kind, images) in enumerate((kind, getattr(result, kind)) for kind in ("targets", "sources") for _ in (0,)):
+        for column, (kind, images) in enumerate(
+            (kind, getattr(result, kind)) for kind in ("targets", "sources") for _ in (0,)
+        ):
             for number, modality in enumerate(MODALITIES):
                 axis = axes[row, 5 * column + number]
                 image = images[modality]

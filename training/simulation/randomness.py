@@ -51,7 +51,9 @@ def apply_matrices(volume: Tensor, matrices: Sequence[Tensor | None]) -> Tensor:
 def smooth_field(generator: Generator, shape: Sequence[int], spacing: float, device: torch.device | str) -> Tensor:
     """A smooth Gaussian field of about unit variance and correlation length `spacing` voxels."""
     matrices = [spline_matrix(size, spacing, device) for size in shape]
-    knots = torch.randn([matrix.shape[1] for matrix in matrices], generator=generator, device=generator.device).to(device)
+    knots = torch.randn([matrix.shape[1] for matrix in matrices], generator=generator, device=generator.device).to(
+        device
+    )
     return apply_matrices(knots, matrices) * 2.9  # the sum of squared cubic B-spline weights averages 0.48 an axis
 
 

@@ -70,7 +70,7 @@ def mprage(
         e = per_pulse**count
         return e * slope, e * offset + (1 - e) * driven
 
-    inverted = recover(torch.full_like(t1, -INVERSION_EFFICIENCY), torch.zeros_like(t1), before)
+    inverted = recover(-INVERSION_EFFICIENCY * torch.ones_like(t1), 0 * t1, before)
     centre = pulses(*inverted, half)
     slope, offset = recover(*pulses(*centre, readouts - half), after)
     central = centre[0] * offset / (1 - slope) + centre[1]

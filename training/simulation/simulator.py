@@ -62,25 +62,30 @@ def contrast(modality: str, tissue: Relaxation, protocol: dict) -> Tensor:
         t1 = signals.enhanced_t1(t1, tissue.uptake * protocol["dose"])
     match protocol["sequence"]:
         case "mprage":
-            return signals.mprage(t1, tissue.t2_star, tissue.pd * fat, **settings)
+            table = signals.mprage(t1, tissue.t2_star, tissue.pd * fat, **settings)
         case "spgr":
-            return signals.spoiled_gradient_echo(t1, tissue.t2_star, tissue.pd * fat, **settings)
+            table = signals.spoiled_gradient_echo(t1, tissue.t2_star, tissue.pd * fat, **settings)
         case "flair":
-            return signals.flair(t1, tissue.t2, tissue.pd * tissue.void * fat, **settings)
+            table = signals.flair(t1, tissue.t2, tissue.pd * tissue.void * fat, **settings)
         case _:
-            return signals.spin_echo(t1, tissue.t2, tissue.pd * tissue.void * fat, **settings)
+            table = signals.spin_echo(t1, tissue.t2, tissue.pd * tissue.void * fat, **settings)
+    # levels below the mean of fluid in sulci stand for partial volume with cortex
+    share = 0.8 * torch.linspace(1, -1, LEVELS).clamp(min=0) ** 1.5
+    fluid = CLASS["subarachnoid CSF"]
+    table[fluid] += share * (table[CLASS["cortex"], LEVELS // 2] - table[fluid])
+    return table
 
 
 def canonical_protocol(modality: str, generator: Generator) -> dict:
     """The narrow protocol of a target image (3 T); settings vary by a few per cent."""
     jitter = uniform(generator, 0.97, 1.03)
     if modality in ("T1", "T1ce"):
-        drawn = {"sequence": "mprage", "tr": 2100.0, "ti": 900 * jitter, "te": 3.0, "flip": 9.0}
+        drawn = {"sequence": "mprage", "tr": 2100.0, "ti": 800 * jitter, "te": 3.0, "flip": 9.0}
         return {"field": 3.0, "dose": 1.0, "fat": 1.0} | drawn
     if modality == "FLAIR":
         null = signals.flair_null(4200, 9000)
-        return {"field": 3.0, "sequence": "flair", "tr": 9000.0, "ti": null * jitter, "te": 132.0, "fat": 0.4}
-    te, tr = (90 * jitter, 5500.0) if modality == "T2" else (15 * jitter, 4500.0)
+        return {"field": 3.0, "sequence": "flair", "tr": 9000.0, "ti": null * jitter, "te": 135.0, "fat": 0.4}
+    te, tr = (94 * jitter, 5500.0) if modality == "T2" else (15 * jitter, 4500.0)
     return {"field": 3.0, "sequence": "spin echo", "tr": tr, "te": te, "fat": 0.9}
 
 
@@ -132,7 +137,7 @@ def _texture(shape: Sequence[int], generator: Generator, noise_generator: Genera
 def _vessels(shape: Sequence[int], generator: Generator, device: torch.device) -> Tensor:
     """Tubes: where two smooth fields cross zero together."""
     first, second = (smooth_field(generator, shape, 7, device) for _ in range(2))
-    return first**2 + second**2 < uniform(generator, 0.02, 0.12)
+    return first**2 + second**2 < uniform(generator, 0.01, 0.07)
 
 
 def _sample(volumes: Tensor, positions: Tensor, mode: str = "bilinear") -> Tensor:
@@ -214,7 +219,7 @@ def simulate(
     ideal = _sample(ideal, positions)
     labels = _sample(labels[None].float(), positions, "nearest")[0].round().byte()
     distance = _sample(anatomy.brain_distance[region].to(device)[None].float() - 255, positions)[0] + 127
-    edge = uniform(generator, -2.5, 2)
+    edge = uniform(generator, -1, 3)
     rough = uniform(generator, 0, 0.8) * smooth_field(generator, shape, 6, device)
     brain = distance / DISTANCE_STEP + rough < edge
     stripped = chance(generator, skull_strip)
