@@ -1,6 +1,8 @@
 """Fixtures that all tests share."""
 
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -55,3 +57,52 @@ def tiny_package(tmp_path_factory) -> Path:
         licence="Apache-2.0\n",
     )
     return package.path
+
+
+@pytest.fixture
+def packages(tmp_path_factory, monkeypatch, tiny_package) -> SimpleNamespace:
+    """The tiny package is bundled as "micro", the default; the user's folder is empty."""
+    from MissingModalitySynthLib import model_package
+
+    folders = tmp_path_factory.mktemp("packages")
+    shutil.copytree(tiny_package, folders / "bundled" / "micro")
+    monkeypatch.setattr(model_package, "bundled_folder", lambda: folders / "bundled")
+    monkeypatch.setenv("MISSING_MODALITY_SYNTH_MODELS", str(folders / "user"))
+    return SimpleNamespace(micro=folders / "bundled" / "micro", user=folders / "user")
+
+
+@pytest.fixture(scope="session")
+def scans(tmp_path_factory, smooth_head) -> SimpleNamespace:
+    """A T1, a T2 of the same head on an oblique grid, and a T2 far away."""
+    from MissingModalitySynthLib.volume import Geometry, Volume
+    from MissingModalitySynthLib.volume_io import write_volume
+
+    folder = tmp_path_factory.mktemp("scans of Zoë")
+    grid = Geometry((30, 34, 32), (2.0, 2.0, 2.1), (-30.0, -34.0, -33.0))
+    cosines = ((0.96, -0.28, 0), (0.28, 0.96, 0), (0, 0, 1))
+    oblique = Geometry((40, 36, 30), (1.6, 2.0, 2.0), (-26, -40, -28), cosines)
+    away = Geometry(grid.size, grid.spacing, (500.0, 0.0, 0.0))
+    write_volume(smooth_head(grid), folder / "patient7_t1.nii.gz")
+    write_volume(smooth_head(oblique), folder / "patient7_t2.mha")
+    write_volume(Volume(smooth_head(grid).array, away), folder / "far_t2.nii.gz")
+    return SimpleNamespace(
+        folder=folder,
+        grid=grid,
+        t1=str(folder / "patient7_t1.nii.gz"),
+        t2=str(folder / "patient7_t2.mha"),
+        far=str(folder / "far_t2.nii.gz"),
+    )
+
+
+@pytest.fixture
+def run(capsys):
+    """Function: arguments -> exit code, stdout, stderr of a run in this process."""
+
+    from MissingModalitySynthLib.cli import main
+
+    def call(*arguments):
+        capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        return SimpleNamespace(code=code, **dict(zip(("out", "err"), capsys.readouterr(), strict=True)))
+
+    return call

@@ -85,7 +85,7 @@ def test_latents_are_a_quarter_of_the_image_along_each_axis(kind):
 
 
 def test_an_unknown_first_stage_is_named():
-    with pytest.raises(ValueError, match="'fourier'.*vq, kl, haar"):
+    with pytest.raises(ValueError, match=r"'fourier'.*vq, kl, haar"):
         build_first_stage({"kind": "fourier"})
 
 

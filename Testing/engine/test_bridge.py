@@ -1,7 +1,8 @@
 """The bridge against closed forms for Gaussian pairs.
 
-For z_tar | z_src ~ N(m, s^2) the state on the bridge, less its mean (1 - tau) z_src + tau m, is a residual r with variance
-tau^2 s^2 + sigma^2 tau (1 - tau), and the best estimate of the end is m + k r with k = s^2 / (tau s^2 + sigma^2 (1 - tau)).
+For z_tar | z_src ~ N(m, s^2) the state on the bridge, less its mean (1 - tau) z_src + tau m, is a residual r with
+variance tau^2 s^2 + sigma^2 tau (1 - tau), and the best estimate of the end is m + k r with
+k = s^2 / (tau s^2 + sigma^2 (1 - tau)).
 """
 
 import numpy as np

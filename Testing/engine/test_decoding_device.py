@@ -98,7 +98,7 @@ def test_the_cpu_is_there_and_is_taken_when_asked_for():
 
 
 def test_a_device_that_is_not_there_is_refused_with_those_that_are():
-    with pytest.raises(InputError, match="no device 'cuda:77'.*auto, .*cpu"):
+    with pytest.raises(InputError, match=r"no device 'cuda:77'.*auto, .*cpu"):
         choose_device("cuda:77")
 
 

@@ -1,4 +1,4 @@
-"""The Haar first stage against its definition, written out voxel by voxel, and against what an orthonormal basis must do."""
+"""The Haar first stage against its definition, written out voxel by voxel, and against what orthonormality demands."""
 
 from itertools import product
 

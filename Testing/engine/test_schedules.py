@@ -39,7 +39,7 @@ def test_the_cosine_schedule_is_that_of_nichol_and_dhariwal():
 
 
 def test_an_unknown_schedule_is_named():
-    with pytest.raises(ValueError, match="'quadratic'.*scaled_linear_beta"):
+    with pytest.raises(ValueError, match=r"'quadratic'.*scaled_linear_beta"):
         alphas_cumprod("quadratic")
 
 

@@ -1,4 +1,4 @@
-"""The one function behind every face, with small networks of random weights: geometry, seeds, progress, refusals, memory."""
+"""The one function behind every face, with small random networks: geometry, seeds, progress, refusals, memory."""
 
 import json
 from dataclasses import replace
@@ -339,15 +339,16 @@ def test_volumes_that_cannot_be_used_are_refused_by_name(head, package):
 
 
 def test_sources_of_another_place_are_refused(smooth_head, head, package):
-    moved = Geometry(PLAIN.size, PLAIN.spacing, np.array(PLAIN.origin) + (0, 0, 300), PLAIN.direction)
+    x, y, z = PLAIN.origin
+    moved = Geometry(PLAIN.size, PLAIN.spacing, (x, y, z + 300), PLAIN.direction)
     elsewhere = Volume(head.array, moved, "elsewhere")
-    with pytest.raises(GeometryError, match="'elsewhere'.*share only 0 % of the head"):
+    with pytest.raises(GeometryError, match=r"'elsewhere'.*share only 0 % of the head"):
         synthesize(Request({"T1": head, "FLAIR": elsewhere}, ["T2"], package))
 
 
 def test_a_package_that_promises_more_than_its_networks_know_is_refused(head, tmp_path):
     package = package_of(tmp_path / "boasting", {"targets": [*MODALITIES, "PD"]}, aldm=ALDM)
-    with pytest.raises(ModelPackageError, match="'boasting' promises PD.*method 'aldm'"):
+    with pytest.raises(ModelPackageError, match=r"'boasting' promises PD.*method 'aldm'"):
         synthesize(request_for(head, package, "PD"))
 
 

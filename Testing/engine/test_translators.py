@@ -202,10 +202,10 @@ def test_configurations_that_make_no_network_are_refused(change):
 
 
 def test_an_unknown_method_is_named_with_the_known_ones():
-    with pytest.raises(ModelPackageError, match="'teleport'.*aldm, regression"):
+    with pytest.raises(ModelPackageError, match=r"'teleport'.*aldm, regression"):
         build_translator("teleport", {}, {})
 
 
 def test_an_unknown_mode_is_named():
-    with pytest.raises(ValueError, match="'magic'.*bridge, paper"):
+    with pytest.raises(ValueError, match=r"'magic'.*bridge, paper"):
         AldmTranslator(**CONFIGURATIONS["aldm"], mode="magic")

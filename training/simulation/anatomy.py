@@ -11,7 +11,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from MissingModalitySynthLib.errors import InputError
-from training.simulation.tissues import BRAIN, CLASS, CSF
+from training.simulation.tissues import BRAIN, CLASS
 
 DISTANCE_STEP = 8  # `brain_distance` stores 128 + 8 x mm, clipped to a byte
 SHADE_STEP = 32  # `shade` stores 32 x texture standard deviations
@@ -250,8 +250,3 @@ def procedural_head(shape: tuple[int, int, int] = (96, 112, 96), seed: int = 0) 
         ellipsoid((0.3 * side, -0.5, -0.6), (0.17, 0.12, 0.1), "cerebellar white matter")
     ellipsoid((0, -0.15, -0.6), (0.12, 0.14, 0.32), "brainstem")
     return _finish(f"procedural-{seed}", _wrap_head(labels))
-
-
-def is_fluid(labels: Tensor) -> Tensor:
-    """Where `labels` are cerebrospinal fluid."""
-    return (labels == CSF[0]) | (labels == CSF[1])

@@ -92,7 +92,7 @@ def glioma(labels: Tensor, severity: Tensor, white: Tensor, origin: Tensor, gene
     spread = radii + uniform(generator, 4, 30)
     box, far = _blob(labels.shape, centre, spread, uniform(generator, 0.2, 0.45), 9, generator, device)
     level = ((1.1 - far) * uniform(generator, 3, 8)).clamp(0, 1) * uniform(generator, 0.6, 1.0) * (LEVELS - 1)
-    level = level * (0.9 + 0.08 * smooth_field(generator, far.shape, 5, device)).clamp(max=1)
+    level = (level * (0.9 + 0.08 * smooth_field(generator, far.shape, 5, device))).clamp(0, LEVELS - 1)
     oedema = _one_of(labels[box], WHITE) & (level >= 1)
     severity[box] = torch.where(oedema, level.byte(), severity[box])
     labels[box] = torch.where(oedema, CLASS["oedema"], labels[box])

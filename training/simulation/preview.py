@@ -28,14 +28,13 @@ def preview(
         result = simulate(anatomy, shape=(size, size, size), generator=generator, **options)
         where = result.lesion_mask.flatten(0, 1).sum(0)
         level = int(where.argmax()) if where.any() else size // 2
-        for column, (kind, images) in enumerate(
-            (kind, getattr(result, kind)) for kind in ("targets", "sources") for _ in (0,)
-        ):
+        for column, kind in enumerate(("targets", "sources")):
+            images = getattr(result, kind)
             for number, modality in enumerate(MODALITIES):
                 axis = axes[row, 5 * column + number]
                 image = images[modality]
                 low, high = torch.quantile(image.flatten()[::17], torch.tensor([0.005, 0.995]))
-                axis.imshow(image[:, :, level].T.flip(0), cmap="gray", vmin=low, vmax=high)
+                axis.imshow(image[:, :, level].T.flip(0).numpy(), cmap="gray", vmin=low, vmax=high)
                 name = result.protocol[kind][modality]["sequence"]
                 axis.set_title(f"{modality} {name}", color="white", fontsize=8, pad=2)
     for axis in axes.flat:

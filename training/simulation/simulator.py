@@ -84,7 +84,7 @@ def canonical_protocol(modality: str, generator: Generator) -> dict:
         return {"field": 3.0, "dose": 1.0, "fat": 1.0} | drawn
     if modality == "FLAIR":
         null = signals.flair_null(4200, 9000)
-        return {"field": 3.0, "sequence": "flair", "tr": 9000.0, "ti": null * jitter, "te": 135.0, "fat": 0.4}
+        return {"field": 3.0, "sequence": "flair", "tr": 9000.0, "ti": null * jitter, "te": 130.0, "fat": 0.4}
     te, tr = (94 * jitter, 5500.0) if modality == "T2" else (15 * jitter, 4500.0)
     return {"field": 3.0, "sequence": "spin echo", "tr": tr, "te": te, "fat": 0.9}
 

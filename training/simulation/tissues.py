@@ -35,9 +35,9 @@ class Tissue(NamedTuple):
 TISSUES = (
     Tissue("air", 1000, 1000, 1, 1, 0.0),
     Tissue("white matter", 600, 850, 73, 50, 0.69, 0.04, 0.02, 0.004),
-    Tissue("cortex", 980, 1290, 91, 55, 0.84, 0.06, 0.02, 0.01),
+    Tissue("cortex", 980, 1290, 87, 55, 0.84, 0.06, 0.02, 0.01),
     Tissue("cerebellar white matter", 650, 900, 76, 48, 0.71, 0.05, 0.02, 0.004),
-    Tissue("cerebellar cortex", 970, 1270, 91, 52, 0.84, 0.07, 0.02, 0.01),
+    Tissue("cerebellar cortex", 970, 1270, 87, 52, 0.84, 0.07, 0.02, 0.01),
     Tissue("thalamus", 800, 1090, 78, 48, 0.77, 0.06, 0.02, 0.008),
     Tissue("caudate", 950, 1250, 82, 48, 0.81, 0.04, 0.02, 0.008),
     Tissue("putamen", 900, 1220, 78, 44, 0.80, 0.05, 0.025, 0.008),
@@ -49,10 +49,10 @@ TISSUES = (
     Tissue("choroid plexus", 1400, 1800, 130, 60, 0.85, 0.10, 0.10, 0.30),
     Tissue("vessel", 1500, 1900, 140, 45, 0.70, 0.10, 0.10, 0.50, 0.35),
     Tissue("dura", 750, 1000, 45, 20, 0.55, 0.10, 0.10, 0.20),
-    Tissue("fat", 300, 370, 95, 45, 0.70, 0.06, 0.06),
+    Tissue("fat", 300, 370, 95, 45, 0.62, 0.06, 0.06),
     Tissue("muscle", 950, 1250, 40, 26, 0.78, 0.10, 0.06, 0.06),
     Tissue("skin", 700, 950, 45, 25, 0.70, 0.10, 0.08, 0.08),
-    Tissue("marrow", 390, 460, 70, 18, 0.60, 0.12, 0.12, 0.03),
+    Tissue("marrow", 390, 460, 70, 18, 0.55, 0.12, 0.12, 0.03),
     Tissue("cortical bone", 600, 800, 6, 1.5, 0.12, 0.15, 0.15),
     Tissue("eye", 3400, 4000, 900, 400, 0.98, 0.01, 0.05),
     Tissue("mucosa", 1000, 1300, 95, 35, 0.85, 0.12, 0.10, 0.30),
@@ -68,7 +68,6 @@ TISSUES = (
 CLASS = {tissue.name: index for index, tissue in enumerate(TISSUES)}
 FIRST_LESION = CLASS["lesion"]
 SEVERITY = {CLASS["lesion"]: CLASS["white matter"], CLASS["oedema"]: CLASS["white matter"]}
-CSF = (CLASS["ventricular CSF"], CLASS["subarachnoid CSF"])
 BRAIN = tuple(range(CLASS["white matter"], CLASS["subarachnoid CSF"]))  # parenchyma and ventricles
 
 
