@@ -18,9 +18,9 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
-from MissingModalitySynthLib.errors import GeometryError
-from MissingModalitySynthLib.intensity import background_value, head_mask
-from MissingModalitySynthLib.volume import Geometry, Volume, to_sitk
+from .errors import GeometryError
+from .intensity import background_value, head_mask
+from .volume import Geometry, Volume, to_sitk
 
 _SPACING_TOLERANCE = 1e-3  # relative; 0.2 mm over a head
 _LATTICE_TOLERANCE = 1e-3  # in voxels: grids this close are the same lattice

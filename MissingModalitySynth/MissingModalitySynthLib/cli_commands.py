@@ -36,6 +36,8 @@ Cancel = Callable[[], bool]
 
 def synthesize(arguments: argparse.Namespace, console: Console, cancelled: Cancel) -> None:
     """Read the sources, make the targets, write all files or none."""
+    from .request import NOTICE, Request, checked
+
     started, seconds = time.monotonic(), {}
     package = load_package(arguments.package)
     with _timed(seconds, "read"):
@@ -49,15 +51,8 @@ def synthesize(arguments: argparse.Namespace, console: Console, cancelled: Cance
         if source.provenance:
             console.note(f"The {modality} in '{source.path}' is itself synthetic.")
 
-    stem, suffix = reference.volume.name, _suffix(arguments.format, reference.path)
-    page = f"{stem}_synthetic_report.html" if arguments.report or acquired else None
-    names = _names(stem, suffix, targets, arguments.samples, page)
-    folder = Path(arguments.output_dir)
-    with all_or_nothing(folder, names, overwrite=arguments.overwrite) as stage:
-        console.progress(Progress("starting", 0.0))
-        with _timed(seconds, "start"):
-            from .synthesis import NOTICE, Request, synthesize
-        request = Request(
+    request = checked(
+        Request(
             sources=_volumes(sources),
             targets=targets,
             package=package,
@@ -68,6 +63,15 @@ def synthesize(arguments: argparse.Namespace, console: Console, cancelled: Cance
             seed=arguments.seed,
             device=arguments.device,
         )
+    )
+    stem, suffix = reference.volume.name, _suffix(arguments.format, reference.path)
+    page = f"{stem}_synthetic_report.html" if arguments.report or acquired else None
+    names = _names(stem, suffix, targets, arguments.samples, page)
+    folder = Path(arguments.output_dir)
+    with all_or_nothing(folder, names, overwrite=arguments.overwrite) as stage:
+        console.progress(Progress("starting", 0.0))
+        with _timed(seconds, "start"):
+            from .synthesis import synthesize
         result = synthesize(request, console.progress, cancelled)
         seconds |= result.seconds
         with _timed(seconds, "write"):

@@ -16,8 +16,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from MissingModalitySynthLib.errors import GeometryError, InputError
-from MissingModalitySynthLib.volume import Geometry
+from .errors import GeometryError, InputError
+from .volume import Geometry
 
 FORMATS = (".nii.gz", ".nii", ".nrrd", ".mha")
 _NIFTI_FLOATS = {16: "=f4", 64: "=f8"}

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 
-from MissingModalitySynthLib.errors import InputError
+from .errors import InputError
 
 # Fractions of the bright tissue's signal (98th percentile): below the first may be air (as in FSL's BET); what differs
 # less than the second from a constant background is an interpolation's ringing.

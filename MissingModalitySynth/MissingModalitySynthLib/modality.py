@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from MissingModalitySynthLib.errors import InputError
+from .errors import InputError
 
 MODALITIES = ("T1", "T1ce", "T2", "FLAIR", "PD")
 

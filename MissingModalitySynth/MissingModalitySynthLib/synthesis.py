@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any
 from zlib import crc32
@@ -14,46 +14,18 @@ import torch
 from scipy import ndimage
 
 from . import __version__
-from .canonical import CanonicalGrid, canonical_grid, check_overlap, from_canonical, to_canonical
+from .canonical import CanonicalGrid, canonical_grid, from_canonical, to_canonical
 from .decoding import decode
 from .device import CPU, autocast_dtype, choose_device, free_memory, is_out_of_memory
-from .errors import InputError, ModelPackageError, OutOfMemoryError
+from .errors import ModelPackageError, OutOfMemoryError
 from .intensity import IntensityRange, head_mask, intensity_range, scale, unscale
-from .modality import canonical_name
 from .model_package import ModelPackage
 from .progress import Progress, Run
+from .request import NOTICE, Request, checked
 from .translators import Translator, build_translator
-from .volume import Volume, check_usable
+from .volume import Volume
 
-NOTICE = "SYNTHETIC, not for diagnosis"
 _MASK_MARGIN = 1  # voxels kept around the head, where the target may be brighter than the source
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is to be made from what.
-
-    Attributes:
-        sources: acquired volumes of one patient in one frame, by modality; any grids.
-        targets: modalities to make, none of them a source.
-        package: the model.
-        reference: the volume on whose grid the results are; the first source by default.
-        method: one of the package's methods; its default if None.
-        steps: evaluations of the denoiser; the method's default if None.
-        samples: with more than one, the result is their mean, and their standard deviation is returned too.
-        seed: equal requests with equal seeds give equal voxels on the same machine.
-        device: see :func:`~.device.choose_device`.
-    """
-
-    sources: Mapping[str, Volume]
-    targets: Sequence[str]
-    package: ModelPackage
-    reference: Volume | None = None
-    method: str | None = None
-    steps: int | None = None
-    samples: int = 1
-    seed: int = 0
-    device: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -95,7 +67,7 @@ def synthesize(
         OutOfMemoryError: when neither the device nor the CPU has the memory.
         Cancelled: when ``cancelled`` returned true.
     """
-    request = _checked(request)
+    request = checked(request)
     device, notice = choose_device(request.device)
     notices = [notice] if notice else []
     run = Run(progress, cancelled, len(request.targets), request.samples)
@@ -137,50 +109,6 @@ class _Prepared:
     mask: np.ndarray
 
 
-def _checked(request: Request) -> Request:
-    """The request with canonical names and all defaults filled in, or the reason why it cannot be done."""
-    package = request.package
-    if not request.sources:
-        raise InputError("At least one source volume is needed.")
-    if not request.targets:
-        raise InputError(f"At least one target is needed; the package '{package.name}' makes {_list(package.targets)}.")
-    sources: dict[str, Volume] = {}
-    for name, volume in request.sources.items():
-        if canonical_name(name) in sources:
-            raise InputError(f"{canonical_name(name)} is given twice as a source; choose one of its volumes.")
-        sources[canonical_name(name)] = volume
-    targets = tuple(dict.fromkeys(canonical_name(name) for name in request.targets))
-    method = request.method or package.default_method
-    if method not in package.methods:
-        raise ModelPackageError(
-            f"The package '{package.name}' has no method '{method}', only {_list(package.methods)}."
-        )
-    for name in sources:
-        if name not in package.sources:
-            raise InputError(
-                f"The package '{package.name}' cannot start from {name}, only from {_list(package.sources)}."
-            )
-    for name in targets:
-        if name in sources:
-            raise InputError(
-                f"{name} is both a source and a target; it is acquired already, so leave it out of the targets."
-            )
-        if name not in package.targets:
-            raise InputError(f"The package '{package.name}' cannot make {name}, only {_list(package.targets)}.")
-    for option, value, limit in (("steps", request.steps, 1000), ("samples", request.samples, 100)):
-        if value is not None and not 1 <= value <= limit:
-            raise InputError(f"The number of {option} must be between 1 and {limit}, not {value}.")
-    if not 0 <= request.seed < 2**63:
-        raise InputError(f"The seed must be a non-negative 64-bit integer, not {request.seed}.")
-    reference = request.reference or next(iter(sources.values()))
-    for volume in (*sources.values(), reference):
-        check_usable(volume)
-    check_overlap(sources.values(), reference)
-    return Request(
-        sources, targets, package, reference, method, request.steps, request.samples, request.seed, request.device
-    )
-
-
 _loaded: dict[tuple[str, str], Translator] = {}
 
 
@@ -193,7 +121,7 @@ def _load(package: ModelPackage, method: str) -> Translator:
         translator = build_translator(method, configuration, weights)
         if unknown := {*package.sources, *package.targets} - {*translator.modalities}:
             raise ModelPackageError(
-                f"The package '{package.name}' promises {_list(sorted(unknown))}, which its method '{method}' "
+                f"The package '{package.name}' promises {', '.join(sorted(unknown))}, which its method '{method}' "
                 "does not know; ask its makers for a corrected one."
             )
         _loaded[key] = translator.to(memory_format=torch.channels_last_3d)
@@ -202,9 +130,9 @@ def _load(package: ModelPackage, method: str) -> Translator:
 
 def _prepare(request: Request, multiple: int) -> _Prepared:
     reference = request.reference
-    on_reference = head_mask(reference.array)
-    grid = canonical_grid(reference, request.package.spacing, multiple, mask=on_reference)
-    mask = np.zeros(grid.geometry.size, dtype=bool)
+    head = head_mask(reference.array)
+    grid = canonical_grid(reference, request.package.spacing, multiple, mask=head)
+    mask = to_canonical(replace(reference, array=head.astype(np.float32)), grid) > 0.5
     images: dict[str, torch.Tensor] = {}
     intensities = None
     percentiles = request.package.metadata["percentiles"]
@@ -213,7 +141,8 @@ def _prepare(request: Request, multiple: int) -> _Prepared:
         found = intensity_range(array, *percentiles)
         if intensities is None or volume is reference:
             intensities = found
-        mask |= head_mask(array)
+        if volume is not reference:
+            mask |= head_mask(array)
         images[modality] = torch.from_numpy(scale(array, found))[None, None]
     mask = ndimage.binary_dilation(mask, iterations=_MASK_MARGIN)
     return _Prepared(grid, images, intensities, mask)
@@ -328,6 +257,3 @@ def _provenance(request: Request, target: str, translator: Translator, device: t
 def _steps(request: Request, translator: Translator) -> int:
     return (request.steps or translator.default_steps) if translator.iterative else 1
 
-
-def _list(names: Sequence[str]) -> str:
-    return ", ".join(names)

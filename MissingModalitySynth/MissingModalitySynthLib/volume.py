@@ -11,7 +11,7 @@ from itertools import product
 import numpy as np
 import SimpleITK as sitk
 
-from MissingModalitySynthLib.errors import GeometryError, InputError
+from .errors import GeometryError, InputError
 
 MIN_SIZE, MAX_SIZE = 16, 512
 # Direction cosines are written with 6 decimals by some scanners and as float32 quaternions by NIfTI.

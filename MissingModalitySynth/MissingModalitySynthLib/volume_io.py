@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from MissingModalitySynthLib import __version__
-from MissingModalitySynthLib.errors import GeometryError, InputError, OutputError
-from MissingModalitySynthLib.file_headers import FORMATS, check_file, file_format
-from MissingModalitySynthLib.volume import Geometry, Volume, check_usable, from_sitk, to_sitk
+from . import __version__
+from .errors import GeometryError, InputError, OutputError
+from .file_headers import FORMATS, check_file, file_format
+from .volume import Geometry, Volume, check_usable, from_sitk, to_sitk
 
 PROVENANCE_KEY = "MissingModalitySynth"
 
@@ -143,20 +143,28 @@ def read_provenance(path: str | os.PathLike) -> dict | None:
     ``{"description": ...}`` is left of it.
 
     Raises:
-        InputError: the file is unreadable, or its provenance damaged.
+        InputError: the file is unreadable, or the provenance in its header damaged.
     """
     path = Path(path)
     metadata = read_header(path)[1] if file_format(path) else {}
-    try:
-        if PROVENANCE_KEY in metadata:
+    if PROVENANCE_KEY in metadata:
+        try:
             return json.loads(metadata[PROVENANCE_KEY])
-        record = json.loads(_sidecar(path).read_text(encoding="utf-8")) if _sidecar(path).is_file() else None
-    except ValueError as error:
-        raise InputError(f"The provenance of '{path}' is damaged: it is no valid JSON.") from error
+        except ValueError as error:
+            raise InputError(f"The provenance of '{path}' is damaged: it is no valid JSON.") from error
+    record = _foreign_or_own(_sidecar(path))
     if isinstance(record, dict) and PROVENANCE_KEY in record:
         return record[PROVENANCE_KEY]
     description = metadata.get("descrip", "")
     return {"description": description} if description.startswith("SYNTHETIC") else None
+
+
+def _foreign_or_own(sidecar: Path) -> object:
+    """Content of a sidecar; None where there is none that can be read: one that isn't ours may be anything."""
+    try:
+        return json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.is_file() else None
+    except (ValueError, OSError):
+        return None
 
 
 # --- files ----------------------------------------------------------------------------------------------------------

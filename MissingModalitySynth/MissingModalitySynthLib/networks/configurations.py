@@ -64,7 +64,7 @@ CONFIGURATIONS: dict[str, dict[str, dict[str, Any]]] = {
     # Two CPU cores, at most 16 MB as fp16. No learned first stage: nothing is lost before the second stage begins.
     "micro": {
         "first_stage": {"kind": "haar", "levels": 1},
-        "spade": {"stem": 32, "residual": [32], "spade": [32, 32], "hidden": 16},
+        "spade": {"stem": 32, "residual": [32], "spade": [32, 32], "hidden": 16, "kernel": 3},
         "denoiser": {
             "channels": [32, 48, 64, 80],
             "attention": [False, False, False, True],
