@@ -25,7 +25,7 @@ def tiny_package(tmp_path_factory) -> Path:
     spade = {"stem": 8, "residual": [8], "spade": [8], "hidden": 4}
     methods = {
         "aldm": stage | {"spade": spade, "denoiser": unet, "sigma": 0.5},
-        "regression": stage | {"unet": unet},
+        "regression": stage | {"unet": {"features": [16] * 6}},
     }
     torch.manual_seed(0)
     networks = {name: METHODS[name](**options) for name, options in methods.items()}

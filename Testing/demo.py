@@ -22,7 +22,7 @@ def main() -> int:
     arguments = ["synthesize", "--source", f"T1={source}", "--target", "T2", "--target", "FLAIR"]
     status = missing_modality_synth([*arguments, "--output-dir", str(folder), "--report", "--overwrite"])
     if status == 0:
-        print(f"\nLook at {folder / 'report.html'} in a browser, or at the PNG beside it.")
+        print(f"\nLook at {folder / 'mni152_T1_synthetic_report.html'} in a browser, or at the PNG beside it.")
     return status
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
 
 import torch
 from torch import Tensor
 
-from MissingModalitySynthLib.intensity import intensity_range, scale
+from MissingModalitySynthLib.intensity import IntensityRange, intensity_range, scale
 from MissingModalitySynthLib.modality import MODALITIES
 
+from .loop import generator_at
 from .simulation.anatomy import Anatomy
 from .simulation.randomness import uniform
 from .simulation.simulator import Simulation, simulate
@@ -22,11 +25,36 @@ GAIN_JITTER = 0.12
 
 @dataclass(frozen=True)
 class Pair:
-    """One training example in [-1, 1]: sources by modality and the image of the target, each (1, 1, X, Y, Z)."""
+    """One training example in [-1, 1]: sources by modality and the image of the target, each (1, 1, X, Y, Z).
+
+    Attributes:
+        subject: who is in the images, for messages.
+        labels: tissue classes of the simulator, uint8 (1, 1, X, Y, Z); None for scans.
+    """
 
     sources: dict[str, Tensor]
     target: str
     image: Tensor
+    subject: str = "an unnamed subject"
+    labels: Tensor | None = None
+
+    def __str__(self) -> str:
+        return f"{' + '.join(self.sources)} -> {self.target} of {self.subject}"
+
+
+def by_number(
+    stream: Callable[[torch.Generator], Iterator[Pair]], seed: int, pairs_per_case: int
+) -> Callable[[int], Pair]:
+    """A stream of pairs as a function of the pair's number: each case has a generator of its own.
+
+    Pair 1000 of a run is then the same whether the run began at 0 or was resumed at 999.
+    """
+
+    @lru_cache(maxsize=1)
+    def case(number: int) -> list[Pair]:
+        return list(islice(stream(generator_at(seed, number)), pairs_per_case))
+
+    return lambda number: case(number // pairs_per_case)[number % pairs_per_case]
 
 
 def choose(generator: torch.Generator, count: int) -> int:
@@ -41,13 +69,15 @@ def draw_roles(generator: torch.Generator, modalities: Sequence[str] = MODALITIE
     return order[1 : 2 + draw], order[0]
 
 
-def scaled(image: Tensor, gain: float = 1.0) -> Tensor:
+def scaled(image: Tensor, headroom: float = 1.0) -> Tensor:
     """An image (X, Y, Z) in any units to (1, 1, X, Y, Z) in [-1, 1], by the percentiles that the engine uses.
 
-    ``gain`` imitates a head whose brightest voxels are not in the crop.
+    ``headroom`` is how much brighter the whole head is than this crop of it.
     """
     array = image.cpu().numpy()
-    return torch.from_numpy(scale(gain * array, intensity_range(array)))[None, None].to(image.device)
+    found = intensity_range(array)
+    whole = IntensityRange(found.low, found.low + headroom * (found.high - found.low))
+    return torch.from_numpy(scale(array, whole))[None, None].to(image.device)
 
 
 def simulated_pairs(
@@ -55,6 +85,7 @@ def simulated_pairs(
     generator: torch.Generator,
     *,
     shapes: Sequence[tuple[int, int, int]],
+    modalities: Sequence[str] = MODALITIES,
     pairs_per_case: int = 2,
     device: str = "cpu",
     **options,
@@ -64,13 +95,14 @@ def simulated_pairs(
     Args:
         anatomies: drawn uniformly.
         shapes: sizes of the crops in voxels, drawn uniformly.
+        modalities: sources and targets are among these.
         pairs_per_case: targets that are taken from one simulated head, each with its own sources.
         **options: of :func:`~.simulation.simulator.simulate`.
     """
     while True:
         anatomy = anatomies[choose(generator, len(anatomies))]
         shape = shapes[choose(generator, len(shapes))]
-        roles = [draw_roles(generator) for _ in range(pairs_per_case)]
+        roles = [draw_roles(generator, modalities) for _ in range(pairs_per_case)]
         needed = [name for name in MODALITIES if any(name in sources for sources, _ in roles)]
         targets = [name for name in MODALITIES if any(name == target for _, target in roles)]
         case = simulate(
@@ -85,7 +117,15 @@ def _pair(case: Simulation, sources: Sequence[str], target: str, generator: torc
     """The pair, or None when the crop missed the head."""
     if case.targets[target].count_nonzero() < 0.05 * case.targets[target].numel():
         return None
-    images = {
-        name: scaled(case.sources[name], uniform(generator, 1 - GAIN_JITTER, 1 + GAIN_JITTER)) for name in sources
-    }
-    return Pair(images, target, scaled(case.targets[target]))
+    images = {}
+    for name in sources:
+        jitter = uniform(generator, 1 - GAIN_JITTER, 1 + GAIN_JITTER)
+        images[name] = scaled(case.sources[name], jitter * case.source_headroom[name])
+    labels = case.labels * case.brain_mask if case.protocol["skull_stripped"] else case.labels
+    return Pair(
+        images,
+        target,
+        scaled(case.targets[target], case.target_headroom[target]),
+        case.protocol["anatomy"],
+        labels[None, None],
+    )

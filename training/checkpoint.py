@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
+
+from MissingModalitySynthLib.errors import InputError, OutputError
 
 
 def save_checkpoint(
@@ -19,79 +21,88 @@ def save_checkpoint(
     model: nn.Module,
     average: nn.Module,
     optimizer: torch.optim.Optimizer,
-    generator: torch.Generator,
-    step: int,
-    configuration: dict[str, Any],
+    state: dict[str, Any],
 ) -> None:
     """Write everything that a run needs to go on as if it had not been interrupted.
 
-    The file is complete or not there: it is written beside ``path`` and renamed.
+    The file is complete or not there: it is written beside ``path`` and renamed, so a full disk costs no checkpoint.
 
     Args:
         model: the trained network.
         average: its exponential moving average, same structure.
         optimizer: its state is stored by parameter index.
-        generator: source of all randomness of the run; the global generator's state is stored as well.
-        step: steps done.
-        configuration: settings of the run; a resumed run must have the same.
+        state: JSON-serialisable; "step" and "configuration" are needed to resume.
+
+    Raises:
+        OutputError: the file cannot be written; the checkpoint that was there before is intact.
     """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     tensors |= {f"average.{name}": tensor for name, tensor in average.state_dict().items()}
-    scalars: dict[str, Any] = {}
-    for index, state in optimizer.state_dict()["state"].items():
-        for name, value in state.items():
-            if isinstance(value, torch.Tensor):
-                tensors[f"optimizer.{index}.{name}"] = value
-            else:
-                scalars[f"{index}.{name}"] = value
-    tensors["random.run"] = generator.get_state()
-    tensors["random.global"] = torch.get_rng_state()
+    for index, moments in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    state = {"step": step, "configuration": configuration, "optimizer_scalars": scalars}
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".partial")
-    save_file(tensors, temporary, metadata={"state": json.dumps(state)})
-    os.replace(temporary, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, temporary, metadata={"state": json.dumps(state)})
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        kept = "the one before is kept" if path.exists() else "there is none yet"
+        raise OutputError(f"The checkpoint '{path}' cannot be written ({error}); {kept}. Free the disk.") from error
 
 
 def load_checkpoint(
-    path: Path,
-    *,
-    model: nn.Module,
-    average: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    generator: torch.Generator,
-    configuration: dict[str, Any],
-) -> int:
-    """Restore what :func:`save_checkpoint` wrote. Returns the number of steps done.
+    path: Path, *, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, configuration: dict[str, Any]
+) -> dict[str, Any]:
+    """Restore what :func:`save_checkpoint` wrote, and return its ``state``.
 
     Raises:
-        ValueError: when the checkpoint was written by a run of another configuration.
+        InputError: the file is damaged, or was written by a run of another configuration.
     """
-    with safe_open(path, framework="pt") as file:
-        state = json.loads(file.metadata()["state"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    tensors, state = read_checkpoint(path)
     if state["configuration"] != configuration:
-        changed = sorted(
-            key
-            for key in configuration.keys() | state["configuration"].keys()
-            if configuration.get(key) != state["configuration"].get(key)
+        changed = _changed(state["configuration"], configuration)
+        raise InputError(
+            f"'{path}' belongs to another configuration (different: {', '.join(changed)}); "
+            "restore the settings or start in another run folder."
         )
-        raise ValueError(f"'{path}' belongs to another configuration (different: {', '.join(changed)}).")
-    model.load_state_dict(_with_prefix(tensors, "model."))
-    average.load_state_dict(_with_prefix(tensors, "average."))
-    moments: dict[int, dict[str, Any]] = {}
-    for name, tensor in _with_prefix(tensors, "optimizer.").items():
+    model.load_state_dict(with_prefix(tensors, "model."))
+    average.load_state_dict(with_prefix(tensors, "average."))
+    moments: dict[int, dict[str, torch.Tensor]] = {}
+    for name, tensor in with_prefix(tensors, "optimizer.").items():
         index, key = name.split(".", 1)
         moments.setdefault(int(index), {})[key] = tensor
-    for name, value in state["optimizer_scalars"].items():
-        index, key = name.split(".", 1)
-        moments.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
-    generator.set_state(tensors["random.run"])
-    torch.set_rng_state(tensors["random.global"])
-    return state["step"]
+    return state
 
 
-def _with_prefix(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+def averaged_weights(path: Path) -> tuple[dict[str, torch.Tensor], int]:
+    """The averaged weights in a checkpoint, and the number of steps done."""
+    tensors, state = read_checkpoint(path, prefix="average.")
+    return with_prefix(tensors, "average."), state["step"]
+
+
+def read_checkpoint(path: Path, prefix: str = "") -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The tensors whose names begin with ``prefix``, and the state. Raises InputError when the file is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}
+            return tensors, json.loads(file.metadata()["state"])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"'{path}' cannot be read as a checkpoint ({error}); remove it or restore a copy.") from error
+
+
+def with_prefix(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """The tensors whose names begin with ``prefix``, without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _changed(old: Any, new: Any, name: str = "") -> list[str]:
+    """Dotted names of the settings that differ."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return [] if old == new else [name]
+    keys = sorted(old.keys() | new.keys())
+    return [part for key in keys for part in _changed(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))]

@@ -9,16 +9,36 @@ from typing import Any
 
 import yaml
 
+from MissingModalitySynthLib.errors import InputError
+from MissingModalitySynthLib.modality import MODALITIES
+from MissingModalitySynthLib.networks.configurations import CONFIGURATIONS
+
+SIMULATOR_OPTIONS = ("random_contrast", "skull_strip", "pathology", "artefacts")
+STAGES = ("segmenter", "autoencoder", "spade", "diffusion", "regression")
+
 DEFAULTS: dict[str, Any] = {
-    "networks": "micro",  # a name of MissingModalitySynthLib.networks.configurations
+    "networks": "micro",  # a name of MissingModalitySynthLib.networks.configurations, or a mapping like one of those
+    "first_stage": None,  # "vq" or "kl": in the place of the networks' own, with the same channels
+    "modalities": list(MODALITIES),
     "seed": 0,
     "device": "cpu",
     "data": {
-        "anatomies": None,
-        "shapes": [[96, 96, 96]],
-        "pairs_per_case": 2,
+        "shapes": [[96, 96, 96]],  # of the crops, in voxels, drawn evenly
+        "pairs_per_case": 2,  # targets that are taken from one simulated head or scanned subject
+        # simulated heads
+        "anatomies": None,  # folder of SynthSeg label maps; null: the MNI152 maps alone; "procedural": for tests
         "random_contrast": 0.2,
         "skull_strip": 0.6,
+        "pathology": 1.0,
+        "artefacts": 1.0,
+        # scans; null: simulated heads only
+        "real": None,  # folder or CSV table
+        "real_share": 1.0,  # of the pairs
+        "layout": "auto",  # see training/data/readers.py
+        "register": False,  # contrasts that are on another grid
+        "broken": "skip",  # or "stop": what a subject that cannot be read does
+        "cache": None,  # folder
+        "splits": {"train": 0.8, "validation": 0.1, "test": 0.1},
     },
     "optimizer": {
         "learning_rate": 5e-4,
@@ -26,47 +46,148 @@ DEFAULTS: dict[str, Any] = {
         "weight_decay": 0.01,
         "clip_norm": 1.0,
         "ema_decay": 0.995,
-        "checkpoint_minutes": 3.0,
+        "accumulation": 1,
+        "precision": "bfloat16",  # or "float32"
     },
-    "aldm": {
-        "mode": "bridge",
-        "steps": 2,
-        "sigma": 0.1,
-        "optimizer_steps": 2000,
+    "machine": {  # may change when a run is resumed
+        "gradient_checkpointing": False,
+        "checkpoint_minutes": 3.0,
+        "log_steps": 20,
+        "image_steps": 500,
+        "tensorboard": True,
+    },
+    "segmenter": {"optimizer_steps": 2000, "width": 16},
+    "autoencoder": {
+        "optimizer_steps": 20000,
+        "quantisation_weight": 1.0,
+        "kl_weight": 1e-6,
+        "perceptual_weight": 0.0,
+        "perceptual": "segmenter",  # or a network of monai.losses.PerceptualLoss, which downloads its weights
+        "adversarial_weight": 0.0,
+        "spectral_weight": 0.0,
+        "dead_below": 0.05,
+    },
+    "spade": {
+        "optimizer_steps": 20000,
         "latent_weight": 0.1,
+        "image_weight": 1.0,
+        "self_weight": 0.1,
+        "cycle_weight": 0.1,
+        "information_weight": 0.0,
+    },
+    "diffusion": {
+        "optimizer_steps": 2000,
+        "mode": "bridge",  # or "paper": noise is predicted, ALDM eq. 2 and 4
+        "steps": 2,  # of the sampler
+        "sigma": 0.3,  # noise of the bridge, near the spread of what it has to add: else only its first step matters
+        "eta": 0.0,  # of the sampler in paper mode
+        "train_spade": False,  # train MS-SPADE along, and the stage "spade" is not needed
+        "latent_weight": 0.1,
+        "image_weight": 1.0,
         "spade_weight": 0.5,
         "start_share": 0.5,
+        "weighting": "none",  # of the time steps in paper mode; or "min_snr"
+        # what the ablations leave out
+        "use_spade": True,
+        "use_palette": True,
+        "use_denoiser": True,
     },
-    "regression": {"optimizer_steps": 4000, "latent_weight": 0.1},
+    "regression": {"optimizer_steps": 4000, "latent_weight": 0.1, "image_weight": 1.0},
+}
+
+# Settings that are one of a few words.
+CHOICES = {
+    "first_stage": (None, "vq", "kl", "haar"),
+    "data.broken": ("skip", "stop"),
+    "optimizer.precision": ("float32", "bfloat16"),
+    "diffusion.mode": ("bridge", "paper"),
+    "diffusion.weighting": ("none", "min_snr"),
+}
+
+# Rows of ALDM Table 3. The paper does not say how the model of row (a), without palette, learns of the source; here its
+# sampler begins at the noised source, see ablations.py.
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "a": {"first_stage": "vq", "diffusion": {"mode": "paper", "use_spade": False, "use_palette": False}},
+    "b": {"first_stage": "vq", "diffusion": {"mode": "paper", "use_spade": False}},
+    "c": {"first_stage": "vq", "diffusion": {"mode": "paper", "use_denoiser": False}},
+    "d": {"first_stage": "kl", "diffusion": {"mode": "paper"}},
+    "ours": {"first_stage": "vq", "diffusion": {"mode": "paper"}},
 }
 
 
-def load_configuration(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
-    """The defaults, changed by the file and then by overrides such as ``data.random_contrast=0.3``.
+def load_configuration(path: Path, overrides: Iterable[str] = (), ablation: str | None = None) -> dict[str, Any]:
+    """The defaults, changed by the file, then by an ablation and by overrides such as ``data.random_contrast=0.3``.
 
     Raises:
-        ValueError: for a key that the defaults do not have, or an override without "=".
+        InputError: no such file or ablation, an unknown key, a value of the wrong kind, or an override without "=".
     """
     configuration = deepcopy(DEFAULTS)
-    _merge(configuration, yaml.safe_load(path.read_text(encoding="utf-8")) or {}, str(path))
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"The recipe '{path}' cannot be read: {error}.") from error
+    _merge(configuration, content or {}, f"'{path}'")
+    if ablation is not None:
+        if ablation not in ABLATIONS:
+            raise InputError(f"Unknown ablation '{ablation}'; known are {', '.join(ABLATIONS)}.")
+        _merge(configuration, ABLATIONS[ablation], f"ablation {ablation}")
     for override in overrides:
         key, separator, value = override.partition("=")
         if not separator:
-            raise ValueError(f"'{override}' is no override; write key=value.")
+            raise InputError(f"'{override}' is no override; write key=value.")
         nested: Any = yaml.safe_load(value)
         for part in reversed(key.split(".")):
             nested = {part: nested}
         _merge(configuration, nested, f"override {key}")
+    for name, allowed in CHOICES.items():
+        group, _, key = name.rpartition(".")
+        value = (configuration[group] if group else configuration)[key]
+        if value not in allowed:
+            raise InputError(f"'{name}' must be one of {', '.join(str(word) for word in allowed)}, not '{value}'.")
     return configuration
 
 
+def settings_of(stage: str, configuration: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the result of a stage: a resumed run must have the same."""
+    others = {*STAGES, "machine", "device"} - {stage}
+    return {key: value for key, value in configuration.items() if key not in others}
+
+
+def network_options(configuration: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Options of "first_stage", "spade", "denoiser" and "regression".
+
+    Raises:
+        InputError: no networks of that name.
+    """
+    networks = configuration["networks"]
+    if not isinstance(networks, Mapping):
+        if networks not in CONFIGURATIONS:
+            raise InputError(f"Unknown networks '{networks}'; known are {', '.join(CONFIGURATIONS)}.")
+        networks = CONFIGURATIONS[networks]
+    kind, first_stage = configuration["first_stage"], networks["first_stage"]
+    if kind not in (None, first_stage["kind"]):
+        shared = ("channels", "latent_channels", "num_res_blocks", "norm_num_groups")
+        first_stage = {"kind": kind} | {key: first_stage[key] for key in shared if key in first_stage}
+    return {**networks, "first_stage": dict(first_stage)}
+
+
 def _merge(into: dict[str, Any], changes: Mapping[str, Any], where: str, prefix: str = "") -> None:
+    if not isinstance(changes, Mapping):
+        raise InputError(f"'{prefix.rstrip('.')}' in {where} must be a group of keys, not {changes!r}.")
     for key, value in changes.items():
         if key not in into:
-            raise ValueError(f"Unknown key '{prefix}{key}' in {where}; known are {', '.join(into)}.")
-        if isinstance(into[key], dict):
-            if not isinstance(value, Mapping):
-                raise ValueError(f"'{prefix}{key}' in {where} must be a group of keys, not {value!r}.")
+            raise InputError(f"Unknown key '{prefix}{key}' in {where}; known are {', '.join(into)}.")
+        if isinstance(into[key], dict) and key != "networks":
             _merge(into[key], value, where, f"{prefix}{key}.")
+        elif isinstance(into[key], (int, float)) and isinstance(value, str):
+            # YAML 1.1 reads 1e-5, without a point, as text
+            into[key] = _number(value, f"'{prefix}{key}' in {where}")
         else:
             into[key] = value
+
+
+def _number(text: str, where: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"{where} must be a number, not '{text}'.") from None

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
-from MissingModalitySynthLib.modality import MODALITIES
+from MissingModalitySynthLib.errors import InputError
 from MissingModalitySynthLib.model_package import ModelPackage
 from MissingModalitySynthLib.package_store import write_package
-from MissingModalitySynthLib.translators import METHODS
 
+from .checkpoint import averaged_weights
+from .configuration import STAGES
+from .stages import CHECKPOINT, is_ablated, translator_options
+
+# What the last stage of a method makes. Runs may also have trained MS-SPADE and bridge together in "aldm".
+_METHODS = {"diffusion": "aldm", "aldm": "aldm", "regression": "regression"}
 VERSION = "0.1.0"
 INTENDED_USE = (
     "Research, and visual comparison by professionals who also see the acquired images. Not a medical device, not for "
@@ -27,75 +30,75 @@ LIMITS = """\
 - Fat, bone and face are drawn roughly; only the brain was modelled with care."""
 
 
-def averaged_weights(checkpoint: Path) -> tuple[dict[str, torch.Tensor], int]:
-    """The averaged weights in a checkpoint of :mod:`~training.checkpoint`, and the number of steps done."""
-    with safe_open(checkpoint, framework="pt") as file:
-        step = json.loads(file.metadata()["state"])["step"]
-        names = [name for name in file.keys() if name.startswith("average.")]
-        return {name.removeprefix("average."): file.get_tensor(name) for name in names}, step
-
-
-def export(
-    configuration: dict[str, Any],
-    run: Path,
-    output: Path,
-    translator_options: Callable[[str, dict[str, Any]], dict[str, Any]],
-) -> ModelPackage:
+def export(configuration: dict[str, Any], run: Path, output: Path) -> ModelPackage:
     """Write the package of every method that was trained in a run; ALDM is the default method where it is there.
 
     Args:
         configuration: settings of the run.
         run: folder with one subfolder per stage.
         output: folder of the package; replaced if it exists.
-        translator_options: keyword arguments of a stage's translator.
 
     Raises:
-        FileNotFoundError: when no stage was trained.
+        InputError: when no stage was trained, or the settings are those of an ablation.
     """
-    methods, tensors, trained = {}, {}, []
-    for method in METHODS:
-        checkpoint = run / method / "checkpoint.safetensors"
-        if not checkpoint.exists():
-            continue
-        weights, step = averaged_weights(checkpoint)
-        methods[method] = translator_options(method, configuration)
-        tensors[method] = weights
-        count = sum(tensor.numel() for tensor in weights.values()) / 1e6
-        trained.append(f"| {method} | {count:.1f} M | {step} | {_minutes(run / method / 'log.jsonl'):.0f} min |")
+    if is_ablated(configuration):
+        raise InputError("An ablation lacks parts that a package must have: evaluate it, and export another run.")
+    trained = [run / stage for stage in (*STAGES, "aldm") if (run / stage / CHECKPOINT).exists()]
+    methods, tensors = {}, {}
+    for folder in trained:
+        if method := _METHODS.get(folder.name):
+            methods[method] = translator_options(method, configuration)
+            tensors[method] = finite_as_float16(averaged_weights(folder / CHECKPOINT)[0])
     if not methods:
-        raise FileNotFoundError(f"The folder '{run}' has no checkpoint of any of {', '.join(METHODS)}.")
-    anatomy = (
-        "label maps of 20 individuals (SynthSeg training labels, Apache-2.0) and " if _has_labels(configuration) else ""
-    )
-    data = (
-        f"Simulated contrast only: {anatomy}the MNI152 tissue maps that nilearn carries, with relaxation times, signal "
-        "equations and artefacts of training/simulation. No patient's image was used."
-    )
+        raise InputError(f"The folder '{run}' has no checkpoint of any of {', '.join(_METHODS)}.")
+    data = _data_source(configuration)
+    table = "\n".join(_row(folder) for folder in trained)
+    modalities = list(configuration["modalities"])
     title = f"MissingModalitySynth {output.name}"
-    table = "\n".join(["| method | parameters | steps | time on the training machine |", "|---|---|---|---|", *trained])
-    card = f"# {title}\n\n## Training data\n\n{data}\n\n## Training\n\n{table}\n\nRecipe: `training/configs`, networks "
-    card += f"`{configuration['networks']}`.\n\n## Intended use\n\n{INTENDED_USE}\n\n## Limits\n\n{LIMITS}\n"
+    card = f"""\
+# {title}
+
+## Training data
+
+{data}
+
+## Training
+
+| stage | parameters | steps | time on the training machine | last training losses |
+|---|---|---|---|---|
+{table}
+
+Recipe: `training/configs`, networks `{_networks(configuration)}`, seed {configuration["seed"]}.
+
+## Intended use
+
+{INTENDED_USE}
+
+## Limits
+
+{LIMITS}
+"""
     return write_package(
         output,
         metadata={
             "version": VERSION,
-            "changelog": {VERSION: "First weights, trained on simulated contrast."},
+            "changelog": {VERSION: "First weights."},
             "name": title,
             "task": "Synthesis of missing MRI contrasts of the brain",
-            "description": "Any non-empty set of T1, T1ce, T2, FLAIR and PD to any other of them, brain, 1 mm.",
+            "description": f"Any non-empty set of {', '.join(modalities)} to any other of them, brain, 1 mm.",
             "authors": "MissingModalitySynth developers",
             "copyright": "MissingModalitySynth developers",
             "license": "Apache-2.0",
             "intended_use": INTENDED_USE,
             "data_source": data,
-            "sources": list(MODALITIES),
-            "targets": list(MODALITIES),
+            "sources": modalities,
+            "targets": modalities,
             "spacing_mm": [1.0, 1.0, 1.0],
             "intensity_range": [-1.0, 1.0],
             "percentiles": [0.5, 99.5],
-            "network_data_format": _data_format(),
+            "network_data_format": _data_format(modalities),
         },
-        networks={"default_method": next(iter(methods)), "methods": methods},
+        networks={"default_method": "aldm" if "aldm" in methods else "regression", "methods": methods},
         tensors=tensors,
         model_card=card,
         licence=(Path(__file__).parent.parent / "LICENSE").read_text(encoding="utf-8"),
@@ -103,21 +106,68 @@ def export(
     )
 
 
-def _has_labels(configuration: dict[str, Any]) -> bool:
-    return configuration["data"]["anatomies"] is not None
+def finite_as_float16(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights, with the running sums of a codebook replaced: they outgrow float16 and only training needs them.
+
+    A codebook's weights are its sums divided by its counts; sums that are the weights, and counts of 1, say the same.
+    """
+    replaced = {}
+    for name, tensor in weights.items():
+        if name.endswith("codebook.ema_w"):
+            replaced[name] = weights[name.removesuffix("ema_w") + "embedding.weight"].clone()
+        elif name.endswith("codebook.ema_cluster_size"):
+            replaced[name] = torch.ones_like(tensor)
+    return weights | replaced
 
 
-def _minutes(log: Path) -> float:
+def _networks(configuration: dict[str, Any]) -> str:
+    return configuration["networks"] if isinstance(configuration["networks"], str) else "of its own"
+
+
+def _data_source(configuration: dict[str, Any]) -> str:
+    data = configuration["data"]
+    parts = []
+    if data["real"]:
+        parts.append(
+            f"Scans: {100 * data['real_share']:.0f} % of the pairs, from the data set '{Path(data['real']).name}'."
+        )
+    if not data["real"] or data["real_share"] < 1:
+        maps = {None: "", "procedural": "a made-up head in the place of "}
+        anatomy = maps.get(data["anatomies"], "label maps of individuals (SynthSeg training labels, Apache-2.0) and ")
+        parts.append(
+            f"Simulated contrast: {anatomy}the MNI152 tissue maps that nilearn carries, with relaxation times, signal "
+            "equations and artefacts of training/simulation."
+        )
+    if not data["real"]:
+        parts.append("No patient's image was used.")
+    return " ".join(parts)
+
+
+def _row(folder: Path) -> str:
+    """The stage's line of the model card's table."""
+    weights, step = averaged_weights(folder / CHECKPOINT)
+    log = (folder / "log.jsonl").read_text(encoding="utf-8")
+    entries = [json.loads(line) for line in log.splitlines()]
+    count = sum(tensor.numel() for tensor in weights.values()) / 1e6
+    return f"| {folder.name} | {count:.1f} M | {step} | {_minutes(entries):.0f} min | {_losses(entries)} |"
+
+
+def _minutes(entries: list[dict[str, float]]) -> float:
     """Time of all stretches of a run: within one, the minutes in the log grow."""
     total = previous = 0.0
-    for line in log.read_text(encoding="utf-8").splitlines():
-        minutes = json.loads(line)["minutes"]
-        total += minutes - previous if minutes >= previous else minutes
-        previous = minutes
+    for entry in entries:
+        total += entry["minutes"] - previous if entry["minutes"] >= previous else entry["minutes"]
+        previous = entry["minutes"]
     return total
 
 
-def _data_format() -> dict[str, Any]:
+def _losses(entries: list[dict[str, float]]) -> str:
+    hidden = ("step", "minutes", "learning_rate", "gradient_norm", "steps_per_second", "memory_gb")
+    last = entries[-1] if entries else {}
+    return ", ".join(f"{name} {value:.4f}" for name, value in last.items() if name not in hidden)
+
+
+def _data_format(modalities: list[str]) -> dict[str, Any]:
     """What goes in and comes out, in the terms of a MONAI bundle."""
     image = {
         "type": "image",
@@ -130,6 +180,6 @@ def _data_format() -> dict[str, Any]:
         "is_patch_data": False,
     }
     return {
-        "inputs": {name: image | {"channel_def": {"0": name}} for name in MODALITIES},
-        "outputs": {name: image | {"channel_def": {"0": name}} for name in MODALITIES},
+        "inputs": {name: image | {"channel_def": {"0": name}} for name in modalities},
+        "outputs": {name: image | {"channel_def": {"0": name}} for name in modalities},
     }

@@ -3,118 +3,165 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
+from . import distributed
 from .checkpoint import load_checkpoint, save_checkpoint
+from .logbook import Logbook, memory_gigabytes, readable
 
 Losses = dict[str, torch.Tensor]
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
+
+
+def generator_at(*key: int) -> torch.Generator:
+    """A generator that is a function of a few numbers >= 0 alone, such as a seed and a position in a run."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
 
 
 def train(
     model: nn.Module,
     compute_losses: Callable[[nn.Module, Any, torch.Generator], Losses],
-    batches: Callable[[torch.Generator], Iterator[Any]],
+    examples: Callable[[int], Any],
     *,
     folder: Path,
     steps: int,
     configuration: dict[str, Any],
+    frozen: Sequence[nn.Module] = (),
+    show: Callable[[nn.Module, Any], dict[str, torch.Tensor]] | None = None,
     learning_rate: float = 3e-4,
     warm_up: int = 100,
     weight_decay: float = 1e-2,
     clip_norm: float = 1.0,
     ema_decay: float = 0.999,
-    autocast: torch.dtype | None = torch.bfloat16,
+    accumulation: int = 1,
+    precision: str = "bfloat16",
+    checkpointed: tuple[type[nn.Module], ...] = (),
     max_minutes: float | None = None,
     checkpoint_minutes: float = 3.0,
+    log_steps: int = 20,
+    image_steps: int = 500,
+    tensorboard: bool = True,
     seed: int = 0,
     device: str = "cpu",
-    report: Callable[[str], None] = print,
 ) -> nn.Module:
     """Minimise the sum of the losses with AdamW, warm-up, cosine decay, clipped gradients and averaged weights.
 
+    A step takes ``accumulation`` examples in each process of :mod:`~training.distributed`. They are numbered through
+    the run, and all that is random about one is a function of the seed and its number. A run that was interrupted and
+    resumed therefore equals one that was not, and two processes equal one that accumulates twice as much.
+
     Args:
         model: trained in place.
-        compute_losses: (model, batch, generator) -> named terms, already weighted; their sum is minimised.
-        batches: from a generator, an endless iterator of batches.
-        folder: receives ``checkpoint.safetensors`` and ``log.jsonl``; an existing checkpoint is resumed.
+        compute_losses: (model, example, generator) -> named terms, already weighted; the sum of those that require a
+            gradient is minimised, the others are only logged.
+        examples: number of an example -> the example; its ``str`` names it in errors.
+        folder: receives ``checkpoint.safetensors``, ``log.jsonl`` and ``tensorboard``; a checkpoint found is resumed.
         steps: length of the schedule.
         configuration: settings stored with the checkpoint; a resumed run must have the same.
+        frozen: parts of the model that stay in evaluation mode.
+        show: (averaged model, example) -> named images (1, 1, X, Y, Z) in [-1, 1] for TensorBoard.
         ema_decay: decay of the exponential moving average, shorter in the first steps ((1 + n) / (10 + n)).
-        autocast: precision of the forward pass; None is float32.
+        precision: of the forward pass, a key of :data:`PRECISIONS`.
+        checkpointed: classes of modules whose activations are computed again in the backward pass instead of kept.
         max_minutes: stop, with a checkpoint, after this time. SIGTERM does the same.
+        log_steps, image_steps: an entry is the mean over the steps since the last one.
 
     Returns:
         The averaged model.
 
     Raises:
-        FloatingPointError: when a loss is not finite; the last checkpoint is kept.
+        FloatingPointError: a loss or gradient is not finite; the last checkpoint is kept.
+        InputError: the checkpoint belongs to another configuration; OutputError: it cannot be written.
     """
+    rank, world = distributed.rank(), distributed.world()
     model.to(device, memory_format=torch.channels_last_3d).train()
-    average = copy.deepcopy(model).requires_grad_(False)
-    optimizer = torch.optim.AdamW(
-        (p for p in model.parameters() if p.requires_grad),
-        lr=learning_rate,
-        weight_decay=weight_decay,
-        betas=(0.9, 0.99),
-    )
-    generator = torch.Generator().manual_seed(seed)
-    torch.manual_seed(seed)
+    distributed.copy_from_first([*model.parameters(), *model.buffers()])
+    for module in frozen:
+        module.eval()
+    average = copy.deepcopy(model).requires_grad_(False).eval()
+    _recompute(model, checkpointed)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:  # a parameter that no example uses has a gradient of 0, in one process as in many
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.99))
     path = folder / "checkpoint.safetensors"
-    parts: dict[str, Any] = {
-        "model": model,
-        "average": average,
-        "optimizer": optimizer,
-        "generator": generator,
-        "configuration": configuration,
-    }
-    done = load_checkpoint(path, **parts) if path.exists() else 0
+    parts: dict[str, Any] = {"model": model, "average": average, "optimizer": optimizer}
+    state: dict[str, Any] = {"step": 0, "minutes": 0.0, "sums": {}, "configuration": configuration}
+    if path.exists():
+        state = load_checkpoint(path, configuration=configuration, **parts)
+    done, earlier, sums = state["step"], state["minutes"], state["sums"]
     folder.mkdir(parents=True, exist_ok=True)
-    stop = _StopOnSignal()
+    autocast = PRECISIONS[precision]
     started = saved = logged = time.monotonic()
-    totals: dict[str, float] = {}
-    count = 0
-    iterator = batches(generator)
-    with stop, (folder / "log.jsonl").open("a", encoding="utf-8") as log:
+    counted = 0
+    stop = _StopOnSignal()
+
+    def save() -> None:
+        state.update(step=done, minutes=earlier + (time.monotonic() - started) / 60, sums=sums)
+        if rank == 0:
+            save_checkpoint(path, state=state, **parts)
+
+    book = Logbook(folder if rank == 0 else None, done=done, steps=steps, tensorboard=tensorboard)
+    with stop, book:
         while done < steps and not stop.requested:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * _schedule(done, steps, warm_up)
-            batch = next(iterator)  # outside autocast: the simulator computes in float32
-            with torch.autocast(torch.device(device).type, autocast or torch.bfloat16, enabled=autocast is not None):
-                losses = compute_losses(model, batch, generator)
-            loss = sum(losses.values())
-            if not torch.isfinite(loss):
-                raise FloatingPointError(f"The loss is not finite at step {done}: {_readable(losses)}.")
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+            optimizer.zero_grad(set_to_none=False)
+            for part in range(accumulation):
+                number = (done * world + rank) * accumulation + part
+                example = examples(number)  # outside autocast: the simulator computes in float32
+                torch.manual_seed(generator_at(seed, number, 1).initial_seed())
+                with torch.autocast(
+                    torch.device(device).type, autocast or torch.bfloat16, enabled=autocast is not None
+                ):
+                    terms = compute_losses(model, example, generator_at(seed, number, 2))
+                loss = sum(term for term in terms.values() if term.requires_grad) / accumulation
+                values = {name: term.item() for name, term in terms.items()}
+                if not torch.isfinite(loss):
+                    raise FloatingPointError(f"The loss is not finite at step {done} ({readable(values)}): {example}.")
+                loss.backward()
+                for name, value in values.items():
+                    sums[name] = sums.get(name, 0.0) + value / accumulation
+            distributed.average_gradients(trained)
+            norm = nn.utils.clip_grad_norm_(trained, clip_norm)
+            if not torch.isfinite(norm):
+                raise FloatingPointError(f"The gradient is not finite at step {done} ({readable(values)}): {example}.")
             optimizer.step()
+            _update_average(average, model, min(ema_decay, (2 + done) / (11 + done)))
             done += 1
-            _update_average(average, model, min(ema_decay, (1 + done) / (10 + done)))
-            for name, value in losses.items():
-                totals[name] = totals.get(name, 0.0) + value.item()
-            count += 1
+            counted += 1
+            book.advance()
             now = time.monotonic()
-            if now - logged > 20 or done == steps:
-                entry = {"step": done, "minutes": (now - started) / 60} | {k: v / count for k, v in totals.items()}
-                log.write(json.dumps(entry) + "\n")
-                log.flush()
-                report(_readable(entry))
-                totals, count, logged = {}, 0, now
+            if done % log_steps == 0 or done == steps:
+                since = done % log_steps or log_steps
+                entry = {"step": done, "minutes": earlier + (now - started) / 60}
+                entry |= zip(sums, distributed.mean([v / since for v in sums.values()], device), strict=True)
+                entry |= {"learning_rate": optimizer.param_groups[0]["lr"], "gradient_norm": norm.item()}
+                entry |= {"steps_per_second": counted / (now - logged), "memory_gb": memory_gigabytes(device)}
+                book.write(entry)
+                sums, counted, logged = {}, 0, now
+            if show is not None and tensorboard and rank == 0 and (done % image_steps == 0 or done == steps):
+                with torch.no_grad():
+                    book.show(show(average, example), done)
             stop.requested |= max_minutes is not None and now - started > 60 * max_minutes
-            if now - saved > 60 * checkpoint_minutes:
-                save_checkpoint(path, step=done, **parts)
+            stop.requested = distributed.mean([stop.requested], device)[0] > 0  # all stop after the same step
+            if now - saved > 60 * checkpoint_minutes and done < steps and not stop.requested:
+                save()
                 saved = now
-        save_checkpoint(path, step=done, **parts)
-    return average.eval()
+        save()
+    distributed.wait_for_all()
+    return average
 
 
 def _schedule(step: int, steps: int, warm_up: int) -> float:
@@ -133,8 +180,11 @@ def _update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
             a.copy_(b)
 
 
-def _readable(entry: dict[str, Any]) -> str:
-    return "  ".join(f"{name} {float(value):.4g}" for name, value in entry.items())
+def _recompute(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> None:
+    """Gradient checkpointing (Chen et al. 2016): modules of these classes keep their inputs alone."""
+    for module in model.modules():
+        if isinstance(module, kinds):
+            module.forward = partial(checkpoint, module.forward, use_reentrant=False)
 
 
 class _StopOnSignal:

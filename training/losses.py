@@ -1,53 +1,121 @@
-"""Training losses: each a function that reads like its equation. Images are (B, 1, X, Y, Z) in [-1, 1]."""
+"""Losses of the translators: each a function that reads like its equation. Images are (B, 1, X, Y, Z) in [-1, 1]."""
 
 from __future__ import annotations
 
 import torch
+from monai.losses import GlobalMutualInformationLoss
 from torch.nn import functional as F
 
 from MissingModalitySynthLib.diffusion.bridge import interpolate
+from MissingModalitySynthLib.diffusion.schedules import add_noise
 from MissingModalitySynthLib.networks.first_stage import FirstStage
 from MissingModalitySynthLib.networks.spade import fuse
 from MissingModalitySynthLib.translators.aldm import TIME_SCALE, AldmTranslator
 from MissingModalitySynthLib.translators.regression import RegressionTranslator
 
-from .batches import Pair
+from .batches import Pair, choose
+
+Terms = dict[str, torch.Tensor]
 
 
 def latent_and_image_l1(
-    stage: FirstStage, predicted: torch.Tensor, latents: torch.Tensor, image: torch.Tensor, latent_weight: float
+    stage: FirstStage,
+    predicted: torch.Tensor,
+    latents: torch.Tensor,
+    image: torch.Tensor,
+    latent_weight: float,
+    image_weight: float = 1.0,
 ) -> torch.Tensor:
     """|decode(z') - x|_1 + w |z' - z|_1: the image for accuracy, the whitened latents for detail.
 
     In whitened wavelet latents the bands of fine detail weigh as much as the mean, in the image they hardly count.
+    Without the image (weight 0) nothing is decoded, which is the dearest part where the first stage is large.
     """
     predicted = predicted.float()
-    return F.l1_loss(stage.decode(predicted), image) + latent_weight * F.l1_loss(predicted, latents)
+    loss = latent_weight * F.l1_loss(predicted, latents)
+    return loss + image_weight * F.l1_loss(stage.decode(predicted), image) if image_weight else loss
+
+
+def mutual_information(
+    a: torch.Tensor, b: torch.Tensor, *, bins: int = 32, reach: float = 4.0, samples: int = 16384
+) -> torch.Tensor:
+    """Mutual information I(a; b) in nats, the mean over channels, differentiable.
+
+    MONAI's joint histogram with Gaussian Parzen windows, of a window's width half a bin (Thévenaz & Unser 2000). For
+    Gaussians of correlation rho it is near -log(1 - rho^2) / 2, below it for rho near 1, where the windows blur.
+
+    Args:
+        a, b: whitened latents (B, C, X, Y, Z).
+        bins: from -``reach`` to ``reach`` standard deviations.
+        samples: voxels that are used, evenly spaced; their number sets the bias, about bins^2 / (2 samples).
+    """
+    flat = [z.float().transpose(0, 1).flatten(1) for z in (a, b)]
+    step = max(flat[0].shape[1] // samples, 1)
+    unit = [(z[:, None, ::step] + reach) / (2 * reach) for z in flat]
+    with torch.autocast(a.device.type, enabled=False):
+        return -GlobalMutualInformationLoss(num_bins=bins).to(a.device)(*unit)
 
 
 def regression_losses(
-    model: RegressionTranslator, pair: Pair, generator: torch.Generator, *, latent_weight: float = 0.1
-) -> dict[str, torch.Tensor]:
+    model: RegressionTranslator,
+    pair: Pair,
+    generator: torch.Generator,
+    *,
+    latent_weight: float = 0.1,
+    image_weight: float = 1.0,
+) -> Terms:
     """The baseline: one pass from the sources to the target."""
     with torch.no_grad():
         sources = model.encode(pair.sources)
         latents = model.first_stage.encode(pair.image)
     condition = model.condition(sources, pair.target)
     predicted = model.sample(condition, pair.target, steps=1, generator=generator, on_step=lambda *_: None)
-    return {"regression": latent_and_image_l1(model.first_stage, predicted, latents, pair.image, latent_weight)}
+    stage = model.first_stage
+    return {"regression": latent_and_image_l1(stage, predicted, latents, pair.image, latent_weight, image_weight)}
 
 
-def spade_loss(model: AldmTranslator, pair: Pair, *, latent_weight: float = 0.1) -> tuple[torch.Tensor, torch.Tensor]:
-    """Distance of the target-like latents of each source from the target (ALDM section 3.1), and the fused latents."""
-    target_like = []
-    for image in pair.sources.values():
-        with torch.no_grad():
-            z = model.first_stage.encode(image)
-        target_like.append(model.spade(z, model.index(pair.target, z)).float())
+def spade_losses(
+    model: AldmTranslator,
+    pair: Pair,
+    generator: torch.Generator,
+    *,
+    translation_weight: float = 1.0,
+    latent_weight: float = 0.1,
+    image_weight: float = 1.0,
+    self_weight: float = 0.0,
+    cycle_weight: float = 0.0,
+    information_weight: float = 0.0,
+) -> tuple[Terms, torch.Tensor]:
+    """Target-like latents z_src^tar = S(z_src, tar) near the target's z_tar (ALDM section 3.1).
+
+    The terms, each with its weight::
+
+        spade        |D(S(z_src, tar)) - x_tar| + w |S(z_src, tar) - z_tar|, mean over the sources
+        self         |S(z_tar, tar) - z_tar|, the source that is the target already
+        cycle        |S(S(z_tar, src), tar) - z_tar|; it begins at the target, which has one protocol, since the
+                     protocol of a source cannot be known on the way back to it
+        information  -I(S(z_src, tar); z_tar), which aligns the latent spaces of the contrasts (Wang et al. 2023)
+
+    Returns:
+        The terms, and the fused target-like latents (B, C, x, y, z) with their gradient.
+    """
+    stage, spade = model.first_stage, model.spade
     with torch.no_grad():
-        latents = model.first_stage.encode(pair.image)
-    terms = [latent_and_image_l1(model.first_stage, z, latents, pair.image, latent_weight) for z in target_like]
-    return torch.stack(terms).mean(), fuse(target_like)
+        latents = stage.encode(pair.image)
+        sources = model.encode(pair.sources)
+    target = model.index(pair.target, latents)
+    target_like = [spade(z, target).float() for z in sources.values()]
+    distances = [latent_and_image_l1(stage, z, latents, pair.image, latent_weight, image_weight) for z in target_like]
+    terms = {"spade": translation_weight * torch.stack(distances).mean()}
+    if self_weight:
+        terms["self"] = self_weight * F.l1_loss(spade(latents, target).float(), latents)
+    if cycle_weight:
+        source = list(sources)[choose(generator, len(sources))]
+        there = spade(latents, model.index(source, latents))
+        terms["cycle"] = cycle_weight * F.l1_loss(spade(there, target).float(), latents)
+    if information_weight:
+        terms["information"] = -information_weight * mutual_information(fuse(target_like), latents)
+    return terms, fuse(target_like)
 
 
 def bridge_losses(
@@ -56,21 +124,78 @@ def bridge_losses(
     generator: torch.Generator,
     *,
     latent_weight: float = 0.1,
+    image_weight: float = 1.0,
     spade_weight: float = 0.5,
     start_share: float = 0.5,
-) -> dict[str, torch.Tensor]:
-    """MS-SPADE and bridge trained together, the gradient of the bridge flowing into MS-SPADE.
+    train_spade: bool = True,
+) -> Terms:
+    """The bridge, alone or trained together with MS-SPADE, its gradient then flowing into MS-SPADE.
 
     The velocity v = z_tar - z_src^tar is judged by the end that it points to, in latents and image. ``start_share`` of
     the times are tau = 0, where every sampler begins; the others are uniform in [0, 1].
     """
-    spade, start = spade_loss(model, pair, latent_weight=latent_weight)
-    with torch.no_grad():
-        latents = model.first_stage.encode(pair.image)
-        tau = torch.rand(start.shape[0], generator=generator)
-        tau = torch.where(torch.rand(start.shape[0], generator=generator) < start_share, 0.0, tau).to(start.device)
-        noise = torch.randn(start.shape, generator=generator).to(start.device)
+    terms, start, latents = _start(model, pair, generator, latent_weight, image_weight, spade_weight, train_spade)
+    tau = torch.rand(start.shape[0], generator=generator)
+    tau = torch.where(torch.rand(start.shape[0], generator=generator) < start_share, 0.0, tau).to(start.device)
+    noise = torch.randn(start.shape, generator=generator).to(start.device)
     x = interpolate(start, latents, tau, model.sigma, noise)
     velocity = model.denoiser(x, start, tau * TIME_SCALE, model.index(pair.target, x))
-    bridge = latent_and_image_l1(model.first_stage, start + velocity.float(), latents, pair.image, latent_weight)
-    return {"spade": spade_weight * spade, "bridge": bridge}
+    end = start + velocity.float()
+    return terms | {
+        "bridge": latent_and_image_l1(model.first_stage, end, latents, pair.image, latent_weight, image_weight)
+    }
+
+
+def diffusion_losses(
+    model: AldmTranslator,
+    pair: Pair,
+    generator: torch.Generator,
+    *,
+    latent_weight: float = 0.1,
+    image_weight: float = 1.0,
+    spade_weight: float = 0.5,
+    weighting: str = "none",
+    train_spade: bool = False,
+) -> Terms:
+    """E ||epsilon - epsilon_theta(z_src^tar, z_t^tar, t, y)||^2 with t uniform in 0..T-1 (ALDM eq. 2 and 4).
+
+    ``weighting="min_snr"`` multiplies by min(SNR, 5) / SNR, SNR = alpha_bar / (1 - alpha_bar): steps that are nearly
+    free of noise no longer dominate (Hang et al. 2023, eq. 5 for the prediction of noise).
+    """
+    terms, start, latents = _start(model, pair, generator, latent_weight, image_weight, spade_weight, train_spade)
+    t = torch.randint(len(model.alpha_bar), (latents.shape[0],), generator=generator)
+    alpha_bar = model.alpha_bar[t].float().to(latents.device)
+    noise = torch.randn(latents.shape, generator=generator).to(latents.device)
+    z_t = add_noise(latents, noise, alpha_bar)
+    predicted = model.denoiser(z_t, start, t.to(latents.device, torch.float32), model.index(pair.target, z_t))
+    error = (predicted.float() - noise).square().mean(dim=(1, 2, 3, 4))
+    return terms | {"diffusion": (step_weights(alpha_bar, weighting) * error).mean()}
+
+
+def step_weights(alpha_bar: torch.Tensor, weighting: str, gamma: float = 5.0) -> torch.Tensor:
+    """Weight of each time step in the loss of the predicted noise, "none" or "min_snr"."""
+    if weighting == "none":
+        return torch.ones_like(alpha_bar)
+    if weighting != "min_snr":
+        raise ValueError(f"Unknown weighting '{weighting}'; known are none, min_snr.")
+    snr = alpha_bar / (1 - alpha_bar)
+    return snr.clamp(max=gamma) / snr
+
+
+def _start(
+    model: AldmTranslator,
+    pair: Pair,
+    generator: torch.Generator,
+    latent_weight: float,
+    image_weight: float,
+    spade_weight: float,
+    train_spade: bool,
+) -> tuple[Terms, torch.Tensor, torch.Tensor]:
+    """The terms of MS-SPADE where it is trained along, the target-like latents, and the target's latents."""
+    with torch.no_grad():
+        latents = model.first_stage.encode(pair.image)
+        if not train_spade:
+            return {}, model.condition(model.encode(pair.sources), pair.target), latents
+    weights = {"translation_weight": spade_weight, "latent_weight": latent_weight, "image_weight": image_weight}
+    terms, start = spade_losses(model, pair, generator, **weights)
+    return terms, start, latents

@@ -5,3 +5,6 @@ loaded by the modules that compute (``networks``, ``diffusion``, ``translators``
 """
 
 __version__ = "0.1.0"
+
+# Stands in the name, the file and the picture of everything that was not measured.
+NOTICE = "SYNTHETIC, not for diagnosis"

@@ -211,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     module, _, name = arguments.run.partition(".")
     console = Console(as_json=arguments.json, quiet=getattr(arguments, "quiet", False), debug=arguments.debug)
     try:
-        with stop_signals(patient=name == "synthesize") as cancelled:
+        with stop_signals(graceful=name == "synthesize") as cancelled:
             command = getattr(import_module(f".{module}", __package__), name)
             return command(arguments, console, cancelled) or 0
     except BrokenPipeError:  # whoever read stdout has gone
@@ -224,17 +224,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 @contextmanager
-def stop_signals(*, patient: bool) -> Iterator[Callable[[], bool]]:
+def stop_signals(*, graceful: bool) -> Iterator[Callable[[], bool]]:
     """While the block runs, Ctrl-C and SIGTERM stop it.
 
     Args:
-        patient: the first signal only makes the function that the block is given return True, so that a run can stop at
-            its next step; the second raises KeyboardInterrupt. Otherwise the first one does.
+        graceful: the first signal only makes the function that the block is given return True, so that a run can stop
+            at its next step; the second raises KeyboardInterrupt. Otherwise the first one does.
     """
     asked = threading.Event()
 
     def handle(signum, frame) -> None:
-        if asked.is_set() or not patient:
+        if asked.is_set() or not graceful:
             raise KeyboardInterrupt
         asked.set()
         if os.isatty(2):

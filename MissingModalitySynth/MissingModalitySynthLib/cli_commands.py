@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from . import NOTICE
 from .cli_output import Console, table
 from .errors import Cancelled, InputError, SynthesisError
 from .modality import MODALITIES, canonical_name, guess_modality
@@ -36,7 +37,7 @@ Cancel = Callable[[], bool]
 
 def synthesize(arguments: argparse.Namespace, console: Console, cancelled: Cancel) -> None:
     """Read the sources, make the targets, write all files or none."""
-    from .request import NOTICE, Request, checked
+    from .request import Request, checked
 
     started, seconds = time.monotonic(), {}
     package = load_package(arguments.package)
@@ -79,6 +80,7 @@ def synthesize(arguments: argparse.Namespace, console: Console, cancelled: Cance
             _write(stage, stem, suffix, result, cancelled)
         if page:
             with _timed(seconds, "report"):
+                console.progress(Progress("report", 1.0))
                 _write_report(stage / page, request.sources, result, _volumes(acquired))
         if cancelled():
             raise Cancelled("Cancelled; nothing was kept.")
@@ -221,6 +223,8 @@ def _split(item: str) -> tuple[str, Path, str | None]:
     name, equals, rest = item.partition("=")
     if not equals or os.path.exists(item):
         name, rest = "", item
+    if not rest:  # Path("") is the current folder
+        raise InputError(f"'{item}' names no file: write it like T1=file.")
     series = re.fullmatch(r"(.+)#([0-9.]+)", rest)
     if series and os.path.isdir(series[1]):
         return name, Path(series[1]), series[2]

@@ -62,7 +62,8 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        native = device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        has_mkldnn = device.type == "cpu" and torch.backends.mkldnn.is_available()  # not in every build for macOS
+        native = has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.bfloat16 if native else None
 
 

@@ -1,8 +1,9 @@
 """Checks of raw file headers, where SimpleITK says nothing about what is wrong with a file.
 
 SimpleITK fills a truncated NIfTI with zeros, reads NaN and infinite voxels of a NIfTI as zeros, makes a negative or
-zero spacing positive, reads a NaN spacing as 1, and ignores a sheared NIfTI sform. All of that changes or moves anatomy
-without a word, so it is refused here, before reading.
+zero spacing positive, reads a NaN spacing as 1, ignores a sheared NIfTI sform, and chooses between a sform and a qform
+that contradict each other otherwise than FSL, FreeSurfer and nibabel do. All of that changes or moves anatomy without a
+word, so it is refused here, before reading.
 """
 
 import gzip
@@ -15,12 +16,15 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import SimpleITK as sitk
 
 from .errors import GeometryError, InputError
 from .volume import Geometry
 
 FORMATS = (".nii.gz", ".nii", ".nrrd", ".mha")
 _NIFTI_FLOATS = {16: "=f4", 64: "=f8"}
+# Of a voxel, between sform and qform: float32 leaves a quaternion of about 180 degrees no better than 0.7 mrad.
+_PLACE_TOLERANCE = 0.5
 _META_BYTES = {"CHAR": 1, "SHORT": 2, "INT": 4, "LONG": 4, "LONG_LONG": 8, "FLOAT": 4, "DOUBLE": 8}
 
 
@@ -67,19 +71,48 @@ def _check_nifti(path: Path) -> None:
         datatype, bits = struct.unpack_from(f"{order}2h", header, 70)
         spacing = struct.unpack_from(f"{order}3f", header, 80)
         offset = int(struct.unpack_from(f"{order}f", header, 108)[0])
-        sform_code = struct.unpack_from(f"{order}h", header, 254)[0]
-        sform = np.reshape(struct.unpack_from(f"{order}12f", header, 280), (3, 4))
+        size = dim[1 : dim[0] + 1]
+        if not 1 <= dim[0] <= 7 or min(size) < 1 or bits < 1 or offset < 0:
+            raise ValueError("impossible header")
 
         file.seek(offset)
-        length = math.prod(dim[1 : 1 + max(0, min(dim[0], 7))]) * bits // 8
+        length = math.prod(size) * bits // 8
         _check_nifti_voxels(file, length, _NIFTI_FLOATS.get(datatype, "").replace("=", order), path)
     _require_positive_spacing(spacing, path)
-    if sform_code > 0:
-        norms = np.linalg.norm(sform[:, :3], axis=0)
-        try:
-            Geometry((1, 1, 1), norms, direction=sform[:, :3] / np.where(norms > 0, norms, 1))
-        except GeometryError as error:
-            raise GeometryError(f"'{path}': {error}") from error
+    _check_nifti_place(header, order, path)
+
+
+def _check_nifti_place(header: bytes, order: str, path: Path) -> None:
+    """Refuse a place that is not finite, a sheared sform, and one that contradicts the voxel spacing or the qform."""
+    size = struct.unpack_from(f"{order}3h", header, 42)
+    qfac, *spacing = struct.unpack_from(f"{order}4f", header, 76)
+    qform_code, sform_code = struct.unpack_from(f"{order}2h", header, 252)
+    *quaternion, x, y, z = struct.unpack_from(f"{order}6f", header, 256)
+    sform = np.reshape(struct.unpack_from(f"{order}12f", header, 280), (3, 4))
+    if (qform_code > 0 and not np.isfinite((*quaternion, x, y, z)).all()) or (
+        sform_code > 0 and not np.isfinite(sform).all()
+    ):
+        raise GeometryError(f"'{path}' states a place in space that is not finite: export it again.")
+    if sform_code <= 0:
+        return
+    norms = np.linalg.norm(sform[:, :3], axis=0)
+    try:
+        Geometry((1, 1, 1), norms, direction=sform[:, :3] / np.where(norms > 0, norms, 1))
+    except GeometryError as error:
+        raise GeometryError(f"'{path}': {error}") from error
+    agree = np.allclose(norms, spacing, rtol=1e-3)
+    if qform_code > 0:  # a unit quaternion of which the first element is left out, and a flip of the last axis
+        first = math.sqrt(max(0.0, 1 - sum(value**2 for value in quaternion)))
+        rotation = np.reshape(sitk.VersorTransform((*quaternion, first)).GetMatrix(), (3, 3))
+        steps = np.array(spacing) * (1, 1, -1 if qfac < 0 else 1)
+        difference = sform - np.column_stack((rotation * steps, (x, y, z)))
+        apart = np.abs(difference[:, :3]) @ size + np.abs(difference[:, 3])  # at most, anywhere in the volume, in mm
+        agree = agree and apart.max() <= _PLACE_TOLERANCE * min(spacing)
+    if not agree:
+        raise GeometryError(
+            f"'{path}' states two places in space (sform against qform or voxel spacing), of which programs choose "
+            "differently: keep one, for instance with fslorient -copysform2qform."
+        )
 
 
 def _check_nifti_voxels(file: BinaryIO, length: int, dtype: str, path: Path) -> None:

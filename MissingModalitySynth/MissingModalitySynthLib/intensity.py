@@ -19,6 +19,7 @@ _TRACE = 0.01
 _AIR_SHARE = 0.1  # with more such dark voxels inside a constant frame, that frame pads a whole head with its air
 _OTSU_SHARE = 0.6  # Otsu's threshold lies between air and bright tissue; dark tissue and skull are below it
 _HEAD_ON_BORDER = 0.6  # share of border voxels above the threshold, beyond which there is no air around
+_AMID_TISSUE = 0.01  # share of voxels that must be darker than a background, beyond stray negative ones
 _SMALL_COMPONENT = 0.1  # of the largest one; smaller ones are noise, ghosts, a marker
 _ENOUGH_VOXELS = 256
 
@@ -74,6 +75,22 @@ def unscale(array: np.ndarray, intensities: IntensityRange) -> np.ndarray:
     """
     top = intensities.high - min(intensities.low, 0.0)
     return (np.clip(array, -1, 1).astype(np.float32) + 1) * np.float32(top / 2)
+
+
+def normalise(array: np.ndarray, low: float = 0.5, high: float = 99.5) -> tuple[np.ndarray, IntensityRange]:
+    """A head crop as the networks see it, in [-1, 1], and the range that was found.
+
+    A constant background that lies amid the tissue, as that of a z-scored and skull-stripped volume does, is first set
+    to the darkest intensity: the networks know background as dark.
+
+    Raises:
+        InputError: there is no image in the array.
+    """
+    constant = _constant_background(array)
+    if constant is not None and np.mean(array < constant) > _AMID_TISSUE:
+        array = np.where(array == constant, array.min(), array)
+    found = intensity_range(array, low, high)
+    return scale(array, found), found
 
 
 def background_value(array: np.ndarray) -> float:

@@ -94,7 +94,7 @@ def canonical_name(text: str) -> str:
     Raises:
         InputError: the name is unknown; the message lists the known ones.
     """
-    key = re.sub(r"[^a-z0-9]", "", text.lower())
+    key = re.sub(r"[^a-z0-9]", "", text.lower().replace("*", "star"))
     if text.rstrip().endswith("+"):
         key += "ce"
     if key not in _CANONICAL:
@@ -151,6 +151,8 @@ def _words(text: str) -> list[str]:
 def _from_words(text: str) -> str | None:
     """A contrast; "" for what is certainly none of the vocabulary or contradicts itself; None when nothing is said."""
     words = _words(text)
+    if "synthetic" in words[1:]:  # "t1_FLAIR_synthetic", "FLAIR (synthetic from T1)": the word before is what was made
+        return _CANONICAL.get(words[words.index("synthetic") - 1], "") if words[-1] != "sd" else ""
     if any(word in _NOT_A_CONTRAST or word.rstrip("0123456789").endswith(("seg", "mask")) for word in words):
         return ""
     found = set()

@@ -23,8 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from MissingModalitySynthLib.errors import ModelPackageError
-from MissingModalitySynthLib.package_format import (
+from .errors import ModelPackageError
+from .package_format import (
     CHECKSUMS,
     FORMAT_VERSION,
     LICENCE,

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from MissingModalitySynthLib.errors import ModelPackageError
-from MissingModalitySynthLib.modality import MODALITIES
+from .errors import ModelPackageError
+from .modality import MODALITIES
 
 FORMAT_VERSION = 1
 CHECKSUMS, METADATA, NETWORKS = "SHA256SUMS", "configs/metadata.json", "configs/networks.json"

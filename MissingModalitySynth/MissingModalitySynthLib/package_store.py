@@ -15,9 +15,9 @@ from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from MissingModalitySynthLib.errors import ModelPackageError, OutputError
-from MissingModalitySynthLib.model_package import ModelPackage, load_package, package_folders, user_folder, verify
-from MissingModalitySynthLib.package_format import (
+from .errors import ModelPackageError, OutputError
+from .model_package import ModelPackage, load_package, package_folders, user_folder, verify
+from .package_format import (
     CHECKSUMS,
     FORMAT_VERSION,
     LICENCE,

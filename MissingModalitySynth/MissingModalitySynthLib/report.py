@@ -3,7 +3,7 @@
 ``write_report`` writes one HTML file that needs nothing else: no network, no second file, and without scripts it still
 shows the middle slices. ``write_figure`` writes the middle slices as a PNG. Both show every image in the radiological
 convention (the patient's right on the left of the image). The orientation letters and, on everything that was made from
-synthetic voxels, ``MARK`` are part of the pixels, so that a copied image keeps them.
+synthetic voxels, ``NOTICE`` are part of the pixels, so that a copied image keeps them.
 
 A difference is shown only where an acquired volume of the target is given: nothing else can honestly be subtracted.
 """
@@ -13,7 +13,6 @@ from __future__ import annotations
 import io
 import itertools
 import json
-import math
 import os
 import string
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,14 +23,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from . import NOTICE
 from .errors import InputError, OutputError
 from .metrics import compare, scale_to_target
 from .modality import DISPLAY
-from .slice_images import MARK, MARK_COLOR, PLANES, DisplayGrid, Panel, View, color_table
+from .slice_images import MARK_COLOR, PLANES, DisplayGrid, Panel, View, color_table
 
 if TYPE_CHECKING:
     from .volume import Geometry, Volume
 
+_ROUND = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # ends of the colour bars, of the intensity range
 _CONVENTION = "Radiological convention: the patient's right is on the left of axial and coronal images."
 
 
@@ -81,7 +82,7 @@ def write_report(
     template = string.Template(Path(__file__).with_name("report_template.html").read_text(encoding="utf-8"))
     page = template.substitute(
         title=escape(_title(sources, synthetic)),
-        mark=escape(MARK),
+        mark=escape(NOTICE),
         columns=max(len(row) for _, row in comparison.sections),
         convention=escape(_CONVENTION),
         metrics=_metrics_html(comparison.metrics),
@@ -109,7 +110,8 @@ def write_figure(
     # Inches. A millimetre has one size throughout, so rows are as high as their images.
     column, title, gap, bar, footer = 2.4, 0.4, 0.12, 0.4, 0.3
     widest = max(view.size[0] for view in views)
-    heights = [column * view.size[1] / widest + gap for view in views]
+    images = [column * view.size[1] / widest for view in views]
+    heights = [0.94 * height + gap for height in images]  # a margin keeps the letters of neighbours apart
     has_bars = [any(panel.top is not None for panel in row) for _, row in comparison.sections]
     total = sum(title + sum(heights) + bar * bars for bars in has_bars) + footer
     figure = Figure(figsize=(column * columns, total), facecolor="black")
@@ -124,8 +126,9 @@ def write_figure(
             color = np.divide(MARK_COLOR if panel.marked else (235, 235, 235), 255)
             middle = ((number + 0.5) / columns, 1 - (top + title - 0.06) / total)
             figure.text(*middle, panel.title, color=color, size=10, ha="center", va="bottom")
-            for view, above in zip(views, itertools.accumulate(heights, initial=top + title), strict=False):
-                ax = axes(number, above, 1, column * view.size[1] / widest)
+            above = itertools.accumulate(heights, initial=top + title)
+            for view, start, height in zip(views, above, images, strict=False):
+                ax = axes(number + 0.03, start, 0.94, 0.94 * height)
                 ax.imshow(view.render(panel, view.middle), interpolation="antialiased")
                 ax.set_axis_off()
             below = top + title + sum(heights)
@@ -179,7 +182,8 @@ def _prepare(
     def show_map(title: str, fraction: np.ndarray) -> Panel:
         inside = fraction[fraction > 0]
         # The bar ends at a round figure, so that the maps of several reports can be compared.
-        top = math.ceil(10 * np.percentile(inside, 99)) / 10 if inside.size else 0.1
+        largest = np.percentile(inside, 99) if inside.size else 0.0
+        top = next((each for each in _ROUND if each >= largest), 1.0)
         return Panel(title, grid.levels(fraction, 0, top), marked=True, colors="magma", top=top)
 
     shared = [show("source", modality) for modality in sources]
@@ -241,7 +245,7 @@ def _section_html(title: str, row: list[tuple[str, Panel]], views: list[View], s
         )
         for key, panel in row:
             kind = " class=marked" if panel.marked else ""
-            alt = f"{panel.title}, {name} slice" + (f". {MARK}" if panel.marked else "")
+            alt = f"{panel.title}, {name} slice" + (f". {NOTICE}" if panel.marked else "")
             width, height = view.size
             parts.append(
                 f"<figure{kind}><figcaption>{escape(panel.title)}</figcaption>"

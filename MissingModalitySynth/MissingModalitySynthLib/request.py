@@ -11,8 +11,6 @@ from .modality import canonical_name
 from .model_package import ModelPackage
 from .volume import Volume, check_usable
 
-NOTICE = "SYNTHETIC, not for diagnosis"
-
 
 @dataclass(frozen=True)
 class Request:

@@ -1,7 +1,7 @@
 """Slices of volumes as images for reading: oriented, windowed, and labelled in their own pixels.
 
 Every image follows the radiological convention (the patient's right on the left of the image). The orientation letters
-and, on everything that was made from synthetic voxels, ``MARK`` are part of the pixels, so that a copied image keeps
+and, on everything that was made from synthetic voxels, ``NOTICE`` are part of the pixels, so that a copied image keeps
 them; they lie around the slice and hide nothing of it.
 """
 
@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from . import NOTICE
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from .volume import Geometry
 
-MARK = "SYNTHETIC, not for diagnosis"
 MARK_COLOR = (255, 179, 0)
 
 SLICE_PIXELS = 256  # longest side of a slice at a scale of 1
@@ -145,7 +146,7 @@ class View:
             draw.text(centre, letter, fill=_LETTER_COLOR, font=regular, anchor="mm")
         if marked:
             bold = ImageFont.truetype(fonts / "DejaVuSans-Bold.ttf", round(0.72 * self._gutter))
-            draw.text((self.size[0] / 2, self.size[1] - half), MARK, fill=MARK_COLOR, font=bold, anchor="mm")
+            draw.text((self.size[0] / 2, self.size[1] - half), NOTICE, fill=MARK_COLOR, font=bold, anchor="mm")
         return image
 
     def render(self, panel: Panel, index: int) -> Image:

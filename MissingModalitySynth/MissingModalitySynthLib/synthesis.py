@@ -13,18 +13,19 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from . import __version__
+from . import NOTICE, __version__
 from .canonical import CanonicalGrid, canonical_grid, from_canonical, to_canonical
 from .decoding import decode
 from .device import CPU, autocast_dtype, choose_device, free_memory, is_out_of_memory
 from .errors import ModelPackageError, OutOfMemoryError
-from .intensity import IntensityRange, head_mask, intensity_range, scale, unscale
+from .intensity import IntensityRange, head_mask, normalise, unscale
 from .model_package import ModelPackage
 from .progress import Progress, Run
-from .request import NOTICE, Request, checked
+from .request import Request, checked
 from .translators import Translator, build_translator
 from .volume import Volume
 
+_INSIDE = 0.1  # share of the head in a voxel; below, splines only ring around it
 _MASK_MARGIN = 1  # voxels kept around the head, where the target may be brighter than the source
 
 
@@ -33,8 +34,8 @@ class Result:
     """What came out of a request.
 
     Attributes:
-        volumes: by target: float32, on the reference's exact grid, non-negative, 0 where the sources show no head, and
-            as bright as the reference (its 99.5th percentile is the brightest that a network can express).
+        volumes: by target: float32, on the reference's exact grid, 0 where the sources show no head, and at most as
+            bright as the reference: its 99.5th percentile, counted from its background.
         deviations: by target, if samples > 1: the standard deviation over the samples, in the same units.
         provenance: by target: everything that is needed to tell where the volume came from, as plain data.
         seconds: by stage.
@@ -84,12 +85,15 @@ def synthesize(
         device = CPU
         made = _translate(request, translator, prepared, device, run, notices)
 
+    if "T1ce" in request.targets:
+        notices.append("T1ce: the sources do not show the uptake of contrast agent; enhancement, or none, is a guess.")
     volumes, deviations = {}, {}
     with run.stage("native grid"):
         for target, (mean, deviation) in made.items():
             volumes[target] = _to_native(mean, target, request, prepared)
-            if deviation is not None:
-                deviations[target] = _to_native(deviation, f"{target} standard deviation", request, prepared)
+            if deviation is not None:  # 0 in [0, 2] is 0 in the source's units, as -1 in [-1, 1] is
+                name = f"{target} standard deviation"
+                deviations[target] = _to_native(deviation - 1, name, request, prepared)
     return Result(
         volumes=volumes,
         deviations=deviations,
@@ -101,12 +105,13 @@ def synthesize(
 
 @dataclass(frozen=True)
 class _Prepared:
-    """Sources on the canonical grid, scaled to [-1, 1], and the way back."""
+    """Sources on the canonical grid, scaled to [-1, 1], and the way back; the masks of the head on both grids."""
 
     grid: CanonicalGrid
     images: dict[str, torch.Tensor]
     intensities: IntensityRange
     mask: np.ndarray
+    native_mask: np.ndarray
 
 
 _loaded: dict[tuple[str, str], Translator] = {}
@@ -138,14 +143,15 @@ def _prepare(request: Request, multiple: int) -> _Prepared:
     percentiles = request.package.metadata["percentiles"]
     for modality, volume in request.sources.items():
         array = to_canonical(volume, grid)
-        found = intensity_range(array, *percentiles)
+        image, found = normalise(array, *percentiles)
         if intensities is None or volume is reference:
             intensities = found
         if volume is not reference:
             mask |= head_mask(array)
-        images[modality] = torch.from_numpy(scale(array, found))[None, None]
+        images[modality] = torch.from_numpy(image)[None, None]
     mask = ndimage.binary_dilation(mask, iterations=_MASK_MARGIN)
-    return _Prepared(grid, images, intensities, mask)
+    native_mask = from_canonical(mask, grid).array > _INSIDE
+    return _Prepared(grid, images, intensities, mask, native_mask)
 
 
 def _translate(
@@ -223,13 +229,11 @@ def _sample_targets(
 
 
 def _to_native(values: np.ndarray, what: str, request: Request, prepared: _Prepared) -> Volume:
-    """From [-1, 1] (or a standard deviation in these units) on the canonical grid to the source's units on its grid."""
-    deviation = what not in request.targets
-    shifted = values - 1 if deviation else values  # a deviation of 0 is 0 in the source's units as well
-    array = np.where(prepared.mask, unscale(shifted, prepared.intensities), 0)
-    volume = from_canonical(array, prepared.grid)
+    """From [-1, 1] on the canonical grid to the reference's units on its grid."""
+    array = np.where(prepared.mask, unscale(values, prepared.intensities), 0)
+    native = from_canonical(array, prepared.grid).array * prepared.native_mask
     name = f"{what} (synthetic from {' + '.join(request.sources)})"
-    return Volume(volume.array, request.reference.geometry, name)
+    return Volume(native, request.reference.geometry, name)
 
 
 def _provenance(request: Request, target: str, translator: Translator, device: torch.device) -> dict[str, Any]:
@@ -240,7 +244,7 @@ def _provenance(request: Request, target: str, translator: Translator, device: t
         "sources": {modality: volume.name for modality, volume in request.sources.items()},
         "reference": request.reference.name,
         "method": request.method,
-        "mode": getattr(translator, "mode", "one step"),
+        "mode": translator.mode,
         "steps": _steps(request, translator),
         "samples": request.samples if translator.stochastic else 1,
         "seed": request.seed,
@@ -256,4 +260,3 @@ def _provenance(request: Request, target: str, translator: Translator, device: t
 
 def _steps(request: Request, translator: Translator) -> int:
     return (request.steps or translator.default_steps) if translator.iterative else 1
-

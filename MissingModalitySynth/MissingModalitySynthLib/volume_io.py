@@ -140,7 +140,7 @@ def read_provenance(path: str | os.PathLike) -> dict | None:
     """The provenance that ``write_volume`` left with a file; None for a file that is not synthetic.
 
     It is read from the header (NRRD, MHA), else from the sidecar, else (a NIfTI that lost its sidecar) no more than
-    ``{"description": ...}`` is left of it.
+    ``{"description": ..., "target": ...}`` is left of it.
 
     Raises:
         InputError: the file is unreadable, or the provenance in its header damaged.
@@ -156,7 +156,8 @@ def read_provenance(path: str | os.PathLike) -> dict | None:
     if isinstance(record, dict) and PROVENANCE_KEY in record:
         return record[PROVENANCE_KEY]
     description = metadata.get("descrip", "")
-    return {"description": description} if description.startswith("SYNTHETIC") else None
+    short = re.match(r"SYNTHETIC (\w+)", description)  # as _short_provenance has it
+    return {"description": description, "target": short[1]} if short else None
 
 
 def _foreign_or_own(sidecar: Path) -> object:
@@ -335,7 +336,9 @@ def _naming(path: Path) -> Iterator[None]:
 def _unreadable(path: Path, error: RuntimeError) -> InputError:
     if "orthonormal" in str(error):
         return GeometryError(f"'{path}' has a direction matrix that is not orthonormal (sheared): resample it first.")
-    return InputError(f"'{path}' is damaged or no valid image ({_reason(error)}).")
+    if "Zero-valued spacing" in str(error):
+        return GeometryError(f"'{path}' states a voxel spacing of 0: every spacing must be positive.")
+    return InputError(f"'{path}' is truncated, damaged or no valid image: copy or export it again ({_reason(error)}).")
 
 
 def _reason(error: Exception) -> str:
@@ -344,7 +347,7 @@ def _reason(error: Exception) -> str:
         return error.strerror
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = next((line for line in reversed(lines) if "ERROR" in line or "Reason" in line), lines[-1])
-    return re.sub(r"^(ITK|sitk::)\s*ERROR:\s*(\w+\(0x[0-9a-f]+\): )?", "", telling).rstrip(".")
+    return re.sub(r"^(ITK|sitk::)\s*ERROR:\s*(\w+\(0x[0-9a-f]+\): )?", "", telling).rstrip(".:")
 
 
 def _metadata(reader: sitk.ImageFileReader) -> dict[str, str]:

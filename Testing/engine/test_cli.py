@@ -203,6 +203,13 @@ def test_a_synthetic_source_is_pointed_out(run, scans, tmp_path):
     assert f"The T2 in '{first}' is itself synthetic" in ended.err
 
 
+def test_a_synthetic_nifti_that_lost_its_sidecar_and_its_name_still_says_what_it_shows(run, scans, tmp_path):
+    made = run("synthesize", "--source", scans.t1, "--target", "FLAIR", "--output-dir", tmp_path).out.strip()
+    (tmp_path / "in").mkdir()
+    lost = shutil.move(made, tmp_path / "in" / "t1.nii.gz")
+    assert "FLAIR (made by this program)" in run("inspect", lost).out
+
+
 @pytest.mark.parametrize("name", ["with two spaces", "Zoë 脑 ☃", "x" * 120 + "/" + "y" * 120])
 def test_odd_and_long_paths_work(run, scans, tmp_path, name):
     folder = tmp_path / name

@@ -94,6 +94,7 @@ def test_a_file_that_cannot_be_used_is_refused_in_one_sentence_before_anything_i
 
 
 BAD_REQUESTS = {
+    "no file": (["--source", "T1="], 3, "'T1=' names no file"),
     "unknown source": (["--source", "T7={t1}"], 3, "'T7' is not a known contrast"),
     "unknown target": (["--source", "T1={t1}", "--target", "CT"], 3, "'CT' is not a known contrast"),
     "target is a source": (["--source", "T1={t1}", "--target", "T1"], 3, "both a source and a target"),
@@ -251,7 +252,7 @@ def test_ctrl_c_stops_at_the_next_step_with_130_and_one_sentence_and_leaves_noth
 
 
 def test_the_second_ctrl_c_stops_at_once():
-    with pytest.raises(KeyboardInterrupt), stop_signals(patient=True) as asked:
+    with pytest.raises(KeyboardInterrupt), stop_signals(graceful=True) as asked:
         assert not asked()
         signal.raise_signal(signal.SIGINT)
         assert asked()

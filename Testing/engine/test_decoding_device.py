@@ -154,10 +154,20 @@ def test_free_memory_of_the_cpu_is_that_of_the_machine():
 @pytest.mark.parametrize(("native", "expected"), [(True, torch.bfloat16), (False, None)])
 def test_half_precision_is_used_only_where_the_device_has_it(monkeypatch, native, expected):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: native, raising=False)
     assert autocast_dtype(torch.device("cuda:0")) is expected
     assert autocast_dtype(CPU) is expected
     assert autocast_dtype(torch.device("mps")) is None
+
+
+def test_a_torch_built_without_onednn_computes_in_float32_on_the_cpu(monkeypatch):
+    def absent():
+        raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute '_is_mkldnn_bf16_supported'")
+
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", absent, raising=False)
+    assert autocast_dtype(CPU) is None
 
 
 @pytest.mark.parametrize(

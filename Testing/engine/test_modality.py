@@ -102,6 +102,20 @@ def test_names_of_public_data_sets_and_scanners_are_understood(name, modality):
     assert guess_modality(name) == modality
 
 
+@pytest.mark.parametrize(
+    ("name", "modality"),
+    [
+        ("patient7_t1_FLAIR_synthetic.nii.gz", "FLAIR"),
+        ("T2 (synthetic from T1 + FLAIR)", "T2"),
+        ("t1_T1ce_synthetic", "T1ce"),
+        ("t1_FLAIR_synthetic_sd.nii.gz", None),
+        ("FLAIR standard deviation (synthetic from T1)", None),
+    ],
+)
+def test_a_synthetic_volume_shows_what_was_made_and_not_what_it_was_made_from(name, modality):
+    assert guess_modality(name) == modality
+
+
 def test_only_the_last_part_of_a_path_counts():
     assert guess_modality("/data/T1/patient/flair.nii.gz") == "FLAIR"
     assert guess_modality(Path("T2") / "scan.nii.gz") is None
@@ -168,7 +182,7 @@ def test_aliases_become_canonical_names(alias, modality):
     assert canonical_name(alias) == modality
 
 
-@pytest.mark.parametrize("alias", ["", "banana", "T3", "my T2 scan", "CT", "T1 T2"])
+@pytest.mark.parametrize("alias", ["", "banana", "T3", "my T2 scan", "CT", "T1 T2", "T2*"])
 def test_an_unknown_contrast_is_refused_with_the_known_ones_listed(alias):
     with pytest.raises(InputError, match="T1, T1ce, T2, FLAIR, PD"):
         canonical_name(alias)

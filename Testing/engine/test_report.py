@@ -9,11 +9,12 @@ import SimpleITK as sitk
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
+from MissingModalitySynthLib import NOTICE
 from MissingModalitySynthLib.errors import InputError, OutputError
 from MissingModalitySynthLib.intensity import head_mask
 from MissingModalitySynthLib.metrics import compare
 from MissingModalitySynthLib.report import write_figure, write_report
-from MissingModalitySynthLib.slice_images import MARK, PLANES, DisplayGrid, Panel, View
+from MissingModalitySynthLib.slice_images import PLANES, DisplayGrid, Panel, View
 from MissingModalitySynthLib.volume import Geometry, Volume, to_sitk
 
 VOID = {"meta", "img", "input", "br", "link", "hr"}
@@ -124,13 +125,13 @@ def test_sliders_reach_every_stored_slice_and_start_at_the_shown_one(page):
 
 
 def test_everything_made_from_synthetic_voxels_is_marked_in_its_pixels_and_its_description(page):
-    assert MARK in page.texts("div")
+    assert NOTICE in page.texts("div")
     for title in ("T2, synthetic", "Absolute difference", "Standard deviation"):
         assert all(amber(image[-18:]).sum() > 100 for stack in page.panel(title).values() for image in stack)
     for title in ("T1, acquired", "T2, acquired"):
         assert not any(amber(image[-18:]).any() for stack in page.panel(title).values() for image in stack)
     described = [attrs["alt"] for attrs, _ in page.all("img")]
-    assert all((MARK in alt) == (", acquired," not in alt) for alt in described)
+    assert all((NOTICE in alt) == (", acquired," not in alt) for alt in described)
 
 
 def test_metrics_are_those_of_compare_for_the_synthetic_volume_and_for_the_source_in_its_place(page):
@@ -148,6 +149,15 @@ def test_provenance_and_grid_are_listed(page):
     assert listed["seed"] == "7"
     assert listed["Source T1"] == "0.nii.gz"
     assert listed["Grid"] == "36 × 36 × 36 voxels of 2 × 2 × 2 mm"
+
+
+@pytest.mark.parametrize(("share", "end"), [(0.006, "1%"), (0.03, "5%"), (0.4, "50%"), (2.0, "100%")])
+def test_the_colour_bar_ends_at_the_next_round_share_of_the_range(tmp_path, share, end):
+    synthetic = phantom(grid())
+    low, high = np.percentile(synthetic.array[head_mask(synthetic.array)], (1.0, 99.0))
+    deviation = Volume(np.full_like(synthetic.array, share * (high - low)), synthetic.geometry)
+    write_report(tmp_path / "r.html", {}, {"T2": synthetic}, deviation={"T2": deviation})
+    assert f"{end} of range" in (tmp_path / "r.html").read_text(encoding="utf-8")
 
 
 def test_without_an_acquired_volume_there_is_neither_difference_nor_metric(tmp_path):
@@ -296,5 +306,5 @@ def test_a_new_report_replaces_the_old_one(tmp_path):
     path = tmp_path / "Bericht für Frau Ünal.html"
     path.write_text("old", encoding="utf-8")
     write_report(path, {}, {"T2": phantom(grid(spacing=(4.0, 4.0, 4.0), size=(18, 18, 18)))})
-    assert MARK in path.read_text(encoding="utf-8")
+    assert NOTICE in path.read_text(encoding="utf-8")
     assert list(tmp_path.iterdir()) == [path]

@@ -6,14 +6,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from torch import nn
 
-from MissingModalitySynthLib import synthesis
+from MissingModalitySynthLib import NOTICE, synthesis
 from MissingModalitySynthLib.canonical import from_canonical
 from MissingModalitySynthLib.errors import Cancelled, GeometryError, InputError, ModelPackageError, OutOfMemoryError
 from MissingModalitySynthLib.networks.haar import HaarFirstStage
 from MissingModalitySynthLib.package_store import write_package
-from MissingModalitySynthLib.request import NOTICE, Request
+from MissingModalitySynthLib.request import Request
 from MissingModalitySynthLib.synthesis import synthesize
 from MissingModalitySynthLib.translators import METHODS
 from MissingModalitySynthLib.translators.base import Translator
@@ -80,7 +81,9 @@ def one_thread():
 
 @pytest.fixture(scope="session")
 def package(tmp_path_factory):
-    return package_of(tmp_path_factory.mktemp("models") / "random", aldm=ALDM, regression=COMMON | {"unet": UNET})
+    return package_of(
+        tmp_path_factory.mktemp("models") / "random", aldm=ALDM, regression=COMMON | {"unet": {"features": [16] * 6}}
+    )
 
 
 def rotation(degrees_z, degrees_x):
@@ -184,6 +187,16 @@ def test_background_stays_background(head, package):
     result = voxels(request_for(head, package))
     assert (result[head.array < 1] == 0).all()
     assert (result > 0).mean() > 0.1
+
+
+@pytest.mark.parametrize("name", ["anisotropic", "oblique"])
+def test_background_is_exactly_zero_where_the_grid_is_resampled(smooth_head, package, name):
+    source = smooth_head(GEOMETRIES[name])
+    result = synthesize(request_for(source, package, samples=2))
+    air = ndimage.binary_erosion(source.array < 1, iterations=2)
+    assert air.any()
+    for volume in (result.volumes["T2"], result.deviations["T2"]):
+        assert (volume.array[air] == 0).all()
 
 
 def test_no_voxel_is_brighter_than_the_bright_end_of_the_reference(head, package):

@@ -26,7 +26,7 @@ CONFIGURATIONS = {
         "spade": {"stem": 8, "residual": [8], "spade": [8], "hidden": 4},
         "denoiser": UNET,
     },
-    "regression": {"modalities": MODALITIES, "first_stage": {"kind": "haar"}, "unet": UNET},
+    "regression": {"modalities": MODALITIES, "first_stage": {"kind": "haar"}, "unet": {"features": [16] * 6}},
 }
 
 
@@ -40,7 +40,10 @@ def build(method, **options):
     return translator.eval()
 
 
-def images(*modalities, size=(8, 8, 8)):
+SIZE = {"aldm": (8, 8, 8), "regression": (32, 32, 32)}  # each a multiple of what the method asks for
+
+
+def images(*modalities, size=SIZE["aldm"]):
     generator = torch.Generator().manual_seed(5)
     drawn = {modality: torch.rand(1, 1, *size, generator=generator) * 2 - 1 for modality in MODALITIES}
     return {modality: drawn[modality] for modality in modalities}
@@ -59,30 +62,32 @@ def test_any_non_empty_set_of_sources_makes_any_other_target(method):
     translator = build(method)
     for target in MODALITIES:
         others = [name for name in MODALITIES if name != target]
-        results = [translate(translator, images(*chosen), target) for n in (1, 2) for chosen in combinations(others, n)]
-        assert all(result.shape == (1, 1, 8, 8, 8) and result.isfinite().all() for result in results)
+        subsets = [chosen for n in (1, 2) for chosen in combinations(others, n)]
+        results = [translate(translator, images(*chosen, size=SIZE[method]), target) for chosen in subsets]
+        assert all(result.shape == (1, 1, *SIZE[method]) and result.isfinite().all() for result in results)
         assert not any(torch.allclose(a, b, atol=1e-3) for a, b in combinations(results, 2))
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_order_in_which_sources_are_given_does_not_matter(method):
     translator = build(method)
-    expected = translate(translator, images("T1", "T2"), "FLAIR")
-    torch.testing.assert_close(translate(translator, images("T2", "T1"), "FLAIR"), expected, atol=1e-5, rtol=1e-5)
+    expected = translate(translator, images("T1", "T2", size=SIZE[method]), "FLAIR")
+    swapped = translate(translator, images("T2", "T1", size=SIZE[method]), "FLAIR")
+    torch.testing.assert_close(swapped, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_target_switches_the_result(method):
     translator = build(method)
-    a, b = (translate(translator, images("T1"), target) for target in ("T2", "FLAIR"))
+    a, b = (translate(translator, images("T1", size=SIZE[method]), target) for target in ("T2", "FLAIR"))
     assert (a - b).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_axes_of_any_allowed_length_work(method):
     translator = build(method)
-    assert translator.multiple == 4
-    assert translate(translator, images("T1", size=(4, 12, 8)), "T2").shape == (1, 1, 4, 12, 8)
+    size = tuple(count * translator.multiple for count in (1, 3, 2))
+    assert translate(translator, images("T1", size=size), "T2").shape == (1, 1, *size)
 
 
 def test_target_like_latents_of_several_sources_are_the_mean_of_those_of_each():
@@ -142,7 +147,13 @@ def test_the_denoiser_is_asked_at_the_times_it_was_trained_for(options, times):
 @pytest.mark.parametrize("method", METHODS)
 def test_every_step_is_announced_before_it_is_taken(method):
     steps = []
-    translate(build(method), images("T1"), "T2", steps=3, on_step=lambda step, total: steps.append((step, total)))
+    translate(
+        build(method),
+        images("T1", size=SIZE[method]),
+        "T2",
+        steps=3,
+        on_step=lambda step, total: steps.append((step, total)),
+    )
     assert steps == ([(0, 3), (1, 3), (2, 3)] if METHODS[method].iterative else [(0, 1)])
 
 
@@ -152,7 +163,10 @@ def test_a_translator_survives_the_way_through_its_weights(method):
     translator.first_stage.whiten_on(images("T1")["T1"])
     again = build_translator(method, CONFIGURATIONS[method], translator.state_dict())
     assert not again.training
-    assert torch.equal(translate(again, images("T1"), "T2"), translate(translator, images("T1"), "T2"))
+    assert torch.equal(
+        translate(again, images("T1", size=SIZE[method]), "T2"),
+        translate(translator, images("T1", size=SIZE[method]), "T2"),
+    )
 
 
 def test_half_precision_weights_are_computed_with_in_single_precision():

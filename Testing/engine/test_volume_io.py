@@ -169,7 +169,7 @@ def test_nifti_says_in_its_header_that_it_is_synthetic(tmp_path):
     description = bytes(nibabel.load(tmp_path / "x.nii.gz").header["descrip"]).decode()
     assert description.startswith("SYNTHETIC FLAIR by MissingModalitySynth")
     (tmp_path / "x.json").unlink()
-    assert read_provenance(tmp_path / "x.nii.gz")["description"] == description.rstrip("\0")
+    assert read_provenance(tmp_path / "x.nii.gz") == {"description": description.rstrip("\0"), "target": "FLAIR"}
 
 
 @pytest.mark.parametrize("suffix", [".nrrd", ".mha"])
@@ -184,8 +184,15 @@ def test_an_acquired_volume_has_no_provenance_though_it_has_a_bids_sidecar(tmp_p
     assert read_provenance(path) is None
     (tmp_path / "sub-01_T1w.json").write_text('{"EchoTime": 0.003}')
     assert read_provenance(path) is None
-    (tmp_path / "sub-01_T1w.json").write_text("{broken")
-    with pytest.raises(InputError, match=r"provenance of .*sub-01_T1w\.nii' is damaged"):
+    (tmp_path / "sub-01_T1w.json").write_text("{broken")  # not ours to judge
+    assert read_provenance(path) is None
+
+
+def test_a_damaged_provenance_in_the_header_is_refused(tmp_path):
+    path = tmp_path / "x.nrrd"
+    write_volume(scan(), path, {"target": "FLAIR"})
+    path.write_bytes(path.read_bytes().replace(b'{"target"', b'["target"', 1))
+    with pytest.raises(InputError, match=r"provenance of .*x\.nrrd' is damaged"):
         read_provenance(path)
 
 
@@ -319,6 +326,50 @@ def test_a_sheared_or_scaled_direction_is_refused(tmp_path):
     for path in (nifti, nrrd, mha):
         with pytest.raises(GeometryError, match=rf"x\{path.suffix}'.*not orthonormal"):
             read_volume(path)
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.1, 2.0])
+@pytest.mark.parametrize("codes", [(1, 1), (2, 1), (1, 2)])
+def test_a_nifti_is_refused_where_its_two_places_differ_and_else_lies_where_nibabel_places_it(tmp_path, codes, shift):
+    place = np.diag((-1.0, -1.0, 1.0, 1.0)) @ GEOMETRY.affine
+    image = nibabel.Nifti1Image(scan().array, None)
+    image.set_sform(place, codes[0])
+    image.set_qform(place + shift * np.eye(4, k=3), codes[1])
+    nibabel.save(image, tmp_path / "x.nii.gz")
+    if shift > 1:
+        with pytest.raises(GeometryError, match=r"x\.nii\.gz' states two places"):
+            read_volume(tmp_path / "x.nii.gz")
+    else:
+        found = np.diag((-1, -1, 1, 1)) @ read_volume(tmp_path / "x.nii.gz").geometry.affine
+        np.testing.assert_allclose(found, place, atol=shift + 1e-4)
+
+
+def test_a_nifti_whose_spacing_is_not_that_of_its_sform_is_refused(tmp_path):
+    with pytest.raises(GeometryError, match="states two places"):
+        read_volume(patch(write_plain(tmp_path / "x.nii"), 80, "<f", 2.0))
+
+
+def test_a_nifti_whose_place_is_not_finite_is_refused_in_silence(tmp_path, capfd):
+    for offset in (268, 292):  # of qform and sform
+        with pytest.raises(GeometryError, match="not finite"):
+            read_volume(patch(write_plain(tmp_path / "x.nii"), offset, "<f", float("nan")))
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("offset", "layout", "value"), [(40, "<h", 9), (42, "<h", -16), (72, "<h", 0), (108, "<f", -9)]
+)
+def test_a_nifti_with_an_impossible_header_is_refused_in_silence(tmp_path, capfd, offset, layout, value):
+    with pytest.raises(InputError, match="truncated or damaged"):
+        read_volume(patch(write_plain(tmp_path / "x.nii"), offset, layout, value))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_zero_in_the_directions_of_an_nrrd_is_a_spacing_that_is_not_positive(tmp_path):
+    path = write_plain(tmp_path / "x.nrrd")
+    path.write_bytes(path.read_bytes().replace(b"(1,0,0)", b"(0,0,0)", 1))
+    with pytest.raises(GeometryError, match=r"x\.nrrd' states a voxel spacing of 0"):
+        read_volume(path)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

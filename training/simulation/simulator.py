@@ -41,7 +41,9 @@ class Simulation:
     targets, sources: modality -> float32 image, non-negative arbitrary units; targets are clean and follow the
     canonical protocol, sources are acquired with protocols from wide ranges and with artefacts.
     labels: uint8 tissue classes (`tissues.TISSUES`). lesion_mask, brain_mask: bool; outside the brain mask images are
-    zero if protocol["skull_stripped"]. protocol: what was drawn, per image and for the case.
+    zero if protocol["skull_stripped"]. target_headroom, source_headroom: how much brighter the whole head is than the
+    crop (ratio of their 99.5th percentiles, without artefacts): intensities are scaled by whole heads when the networks
+    are used, and a crop without fluid says nothing about how bright fluid is. protocol: what was drawn.
     """
 
     targets: dict[str, Tensor]
@@ -49,6 +51,8 @@ class Simulation:
     labels: Tensor
     lesion_mask: Tensor
     brain_mask: Tensor
+    target_headroom: dict[str, float]
+    source_headroom: dict[str, float]
     protocol: dict
 
 
@@ -150,6 +154,25 @@ def _sample(volumes: Tensor, positions: Tensor, mode: str = "bilinear") -> Tenso
     return sampled.transpose(0, 1).flatten(1, 2)
 
 
+def _brightest(values: Tensor) -> float:
+    """The 99.5th percentile."""
+    values = values.flatten()
+    return float(values.kthvalue(max(int(0.995 * values.numel()), 1)).values)
+
+
+def _headroom(crop: Tensor, table: Tensor, anatomy: Anatomy, stripped: bool) -> float:
+    """Ratio of the 99.5th percentiles of the whole head and of a crop; limited, should the crop be nearly empty."""
+    box = (
+        tuple(slice(*ends, 3) for ends in zip(*anatomy.brain_box, strict=True))
+        if stripped
+        else (slice(None, None, 3),) * 3
+    )
+    head = table[:, LEVELS // 2][anatomy.labels[box].int()]
+    if stripped:
+        head = head * (anatomy.brain_distance[box] < 128)
+    return min(max(_brightest(head) / max(_brightest(crop[::2, ::2, ::2]), 1e-6), 0.5), 4.0)
+
+
 def simulate(
     anatomy: Anatomy,
     *,
@@ -226,8 +249,9 @@ def simulate(
     case |= {"skull_stripped": stripped, "mask_edge": edge}
 
     blur = [gaussian_matrix(n, TARGET_BLUR, device) for n in shape]
-    images = []
+    images, headroom = [], []
     for number, image in enumerate(ideal):
+        headroom.append(_headroom(image * brain if stripped else image, tables[number], anatomy, stripped))
         if number < len(targets):
             result = apply_matrices(image, blur)
         else:
@@ -242,5 +266,7 @@ def simulate(
         labels=labels,
         lesion_mask=labels >= FIRST_LESION,
         brain_mask=brain,
+        target_headroom=dict(zip(targets, headroom, strict=False)),
+        source_headroom=dict(zip(sources, headroom[len(targets) :], strict=True)),
         protocol=case,
     )

@@ -42,6 +42,7 @@ CONFIGURATIONS: dict[str, dict[str, dict[str, Any]]] = {
             "num_head_channels": 64,
             "norm_num_groups": 32,
         },
+        "regression": {"features": [64, 128, 256, 512, 512, 64]},
     },
     # One research GPU: a KL autoencoder whose latents keep more than three channels, shared switchable convolutions.
     "full": {
@@ -60,6 +61,7 @@ CONFIGURATIONS: dict[str, dict[str, dict[str, Any]]] = {
             "num_head_channels": 64,
             "norm_num_groups": 32,
         },
+        "regression": {"features": [64, 128, 256, 512, 512, 64]},
     },
     # Two CPU cores, at most 16 MB as fp16. No learned first stage: nothing is lost before the second stage begins.
     "micro": {
@@ -72,6 +74,7 @@ CONFIGURATIONS: dict[str, dict[str, dict[str, Any]]] = {
             "num_head_channels": 16,
             "norm_num_groups": 8,
         },
+        "regression": {"features": [32, 64, 96, 128, 160, 32]},
     },
 }
 

@@ -27,11 +27,13 @@ class Translator(nn.Module, ABC):
         first_stage: images to latents and back.
         width: channels of the networks' widest activations at the resolution of the latents.
         default_steps: number of denoiser evaluations when the request names none.
+        mode: how the method samples, in words.
         iterative: whether the number of steps means anything.
         stochastic: whether two seeds can give two results.
     """
 
     method: str
+    mode: str
     default_steps: int
     iterative: bool
     stochastic: bool

@@ -1,0 +1,82 @@
+"""Scans in closed form and data sets in the layouts of the field, for the tests of training."""
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from MissingModalitySynthLib.volume import Geometry, Volume
+from MissingModalitySynthLib.volume_io import write_volume
+
+# Intensities of brain, fluid and nuclei; the scalp has that of the brain.
+TISSUES = {"T1": (700, 150, 900), "T1ce": (700, 150, 1000), "T2": (400, 1000, 250), "FLAIR": (600, 90, 500)}
+TISSUES["PD"] = (700, 900, 600)
+BOXES = (
+    ((-5, 4, 6), (4, 9, 5), 1),
+    ((7, -6, -4), (5, 4, 6), 2),
+    ((-9, -12, 2), (4, 5, 4), 2),
+    ((4, 14, -8), (6, 3, 4), 1),
+)
+GRID = Geometry((24, 28, 24), (2.5, 2.5, 2.5), (-28.0, -34.0, -29.0))
+
+
+def _step(distance_mm, width_mm=1.0):
+    return 1 / (1 + np.exp(np.clip(distance_mm / width_mm, -50, 50)))
+
+
+@pytest.fixture(scope="session")
+def scan():
+    """Function: contrast, geometry, optional rotation and shift of the head -> a head of 22 x 30 x 26 mm half axes."""
+
+    def sample(contrast="T1", geometry=GRID, rotation=None, shift=(0, 0, 0)):
+        index = np.stack(np.meshgrid(*map(np.arange, geometry.size), indexing="ij"), axis=-1)
+        world = geometry.index_to_world(index)
+        if rotation is not None:  # where the tissue, now at `world`, has come from
+            world = (world - shift) @ rotation
+        values = TISSUES[contrast]
+        radius = np.linalg.norm(world / (22.0, 30.0, 26.0), axis=-1)
+        image = values[0] * (1 + 0.1 * np.sin(world @ (0.12, 0.09, 0.07)))
+        for centre, half, tissue in BOXES:
+            weight = _step((np.linalg.norm((world - centre) / half, axis=-1) - 1) * min(half))
+            image = image + weight * (values[tissue] - image)
+        return Volume((image * _step((radius - 1) * 22)).astype(np.float32), geometry, contrast)
+
+    return sample
+
+
+@pytest.fixture
+def data_set(tmp_path, scan):
+    """Function: names of files by contrast ("segmentation" is a box of 1) -> folder that holds them."""
+
+    def write(files, folder="data", geometry=GRID):
+        root = tmp_path / folder
+        for name, contrast in files.items():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            if contrast == "segmentation":
+                array = np.zeros(geometry.size, np.float32)
+                array[10:14, 8:15, 11:13] = 1
+                volume = Volume(array, geometry)
+            else:
+                volume = scan(contrast, geometry)
+            write_volume(volume, root / name)
+        return root
+
+    return write
+
+
+@pytest.fixture
+def said():
+    """A `report` that remembers: `said.report`, `said.lines`."""
+    lines = []
+    return SimpleNamespace(report=lines.append, lines=lines)
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """The folder of real scans for development; tests that need it are skipped where it is absent."""
+    folder = Path(os.environ.get("MMS_DATA", Path(__file__).parents[3] / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip("no real scans: set MMS_DATA to their folder")
+    return folder

@@ -1,0 +1,162 @@
+"""The losses of the translators against closed forms."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from MissingModalitySynthLib.diffusion.bridge import sample_bridge
+from MissingModalitySynthLib.diffusion.schedules import alphas_cumprod
+from MissingModalitySynthLib.translators.aldm import AldmTranslator
+from training.batches import Pair
+from training.losses import (
+    bridge_losses,
+    diffusion_losses,
+    mutual_information,
+    spade_losses,
+    step_weights,
+)
+
+UNET = {"channels": [8, 8], "attention": [False, False], "num_head_channels": 4, "norm_num_groups": 4}
+MODALITIES = ["T1", "T2", "FLAIR"]
+
+
+def image(seed, size=8):
+    return torch.rand(1, 1, size, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def translator(**options):
+    torch.manual_seed(0)
+    spade = {"stem": 8, "residual": [8], "spade": [8], "hidden": 4, "kernel": 3}
+    return AldmTranslator(MODALITIES, {"kind": "haar", "levels": 1}, spade, UNET, **options)
+
+
+class Fixed(nn.Module):
+    """Returns what a function makes of its inputs."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs):
+        return self.function(*inputs)
+
+
+PAIR = Pair({"T1": image(0), "FLAIR": image(1)}, "T2", image(2))
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.3, -0.6, 0.8, 0.9])
+def test_the_mutual_information_of_gaussians_is_minus_half_the_logarithm_of_one_minus_rho_squared(rho):
+    a = torch.randn(1, 4, 30, 30, 30, generator=generator(1))
+    b = rho * a + math.sqrt(1 - rho**2) * torch.randn(a.shape, generator=generator(2))
+    exact = -0.5 * math.log(1 - rho**2)
+    assert mutual_information(a, b).item() == pytest.approx(exact, abs=0.03 + 0.06 * exact)
+
+
+def test_mutual_information_does_not_mind_a_contrast_that_is_inverted_but_one_that_is_shuffled():
+    a = torch.randn(1, 2, 16, 16, 16, generator=generator())
+    shuffled = a.flatten(2)[..., torch.randperm(16**3, generator=generator())].view_as(a)
+    assert mutual_information(a, -a) == pytest.approx(mutual_information(a, a).item(), rel=1e-3)
+    assert mutual_information(a, shuffled) < 0.2 * mutual_information(a, a)
+
+
+def test_climbing_the_gradient_of_mutual_information_aligns_what_was_independent():
+    target = torch.randn(1, 1, 12, 12, 12, generator=generator(1))
+    z = torch.randn(target.shape, generator=generator(2)).requires_grad_()
+    before = mutual_information(z, target).item()
+    optimizer = torch.optim.Adam([z], lr=0.05)
+    for _ in range(20):
+        optimizer.zero_grad()
+        (-mutual_information(z, target)).backward()
+        optimizer.step()
+    assert mutual_information(z, target).item() > before + 0.2
+
+
+def test_every_loss_of_ms_spade_is_zero_where_its_answer_is_right():
+    model = translator()
+    right = model.first_stage.encode(PAIR.image)
+    model.spade = Fixed(lambda z, target: right + 0 * z)
+    terms, start = spade_losses(model, PAIR, generator(), self_weight=1.0, cycle_weight=1.0, information_weight=0.5)
+    assert torch.allclose(start, right)
+    for name in ("spade", "self", "cycle"):
+        assert terms[name].item() == pytest.approx(0, abs=1e-6)
+    assert terms["information"].item() == pytest.approx(-0.5 * mutual_information(right, right).item())
+
+
+def test_terms_of_ms_spade_measure_what_they_say():
+    model = translator()
+    latents = model.first_stage.encode(PAIR.image)
+    model.spade = Fixed(lambda z, target: z + 1.0 + target.view(-1, 1, 1, 1, 1))  # adds 1 for T1, 2 for T2, 3 for FLAIR
+    terms, _ = spade_losses(model, PAIR, generator(), image_weight=0.0, self_weight=1.0, cycle_weight=1.0)
+    sources = [model.first_stage.encode(source) for source in PAIR.sources.values()]
+    expected = sum((z + 2.0 - latents).abs().mean() for z in sources) / 2
+    assert terms["spade"].item() == pytest.approx(0.1 * expected.item(), rel=1e-5)
+    assert terms["self"].item() == pytest.approx(2.0, rel=1e-5)
+    assert terms["cycle"].item() in (pytest.approx(1.0 + 2.0, rel=1e-5), pytest.approx(3.0 + 2.0, rel=1e-5))
+
+
+def test_terms_of_weight_zero_are_not_computed():
+    model = translator()
+    calls = []
+    model.spade = Fixed(lambda z, target: calls.append(1) or z)
+    terms, _ = spade_losses(model, PAIR, generator())
+    assert set(terms) == {"spade"}
+    assert len(calls) == len(PAIR.sources)
+
+
+def test_the_noise_that_was_added_has_no_loss_and_no_noise_at_all_has_a_loss_of_one():
+    """E ||epsilon||^2 = 1: what eq. 2 gives for a network that predicts 0."""
+    model = translator(mode="paper")
+    latents = model.first_stage.encode(PAIR.image)
+
+    def oracle(z_t, start, t, y):
+        a = model.alpha_bar[t.long()].float()
+        return (z_t - a.sqrt() * latents) / (1 - a).sqrt()
+
+    model.denoiser = Fixed(oracle)
+    assert diffusion_losses(model, PAIR, generator())["diffusion"].item() == pytest.approx(0, abs=1e-3)
+    model.denoiser = Fixed(lambda z_t, start, t, y: torch.zeros_like(z_t))
+    values = [diffusion_losses(model, PAIR, generator(seed))["diffusion"].item() for seed in range(10)]
+    assert sum(values) / 10 == pytest.approx(1.0, abs=0.05)
+
+
+def test_min_snr_caps_the_weight_of_the_clean_latents_at_five():
+    alpha_bar = alphas_cumprod().float()
+    weights = step_weights(alpha_bar, "min_snr")
+    snr = alpha_bar / (1 - alpha_bar)
+    clean_error = weights / ((1 - alpha_bar) / alpha_bar)  # an error of the noise as one of the clean latents
+    assert torch.allclose(clean_error, snr.clamp(max=5), rtol=1e-4)
+    assert (weights[snr < 5] == 1).all()
+    assert torch.equal(step_weights(alpha_bar, "none"), torch.ones_like(alpha_bar))
+    with pytest.raises(ValueError, match="none, min_snr"):
+        step_weights(alpha_bar, "p2")
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.5])
+def test_the_right_velocity_has_no_loss_on_the_bridge_and_ends_at_the_target(sigma):
+    model = translator(sigma=sigma)
+    latents = model.first_stage.encode(PAIR.image)
+    model.spade = Fixed(lambda z, target: z)
+    model.denoiser = Fixed(lambda x, start, time, y: latents - start)
+    for seed in range(4):
+        terms = bridge_losses(model, PAIR, generator(seed), train_spade=False)
+        assert set(terms) == {"bridge"}
+        assert terms["bridge"].item() == pytest.approx(0, abs=1e-5)
+    start = model.condition(model.encode(PAIR.sources), "T2")
+    end = sample_bridge(lambda x, tau: latents - start, start, steps=3, sigma=sigma, generator=generator())
+    assert torch.allclose(end, latents, atol=1e-5)
+
+
+@pytest.mark.parametrize("train_spade", [True, False])
+@pytest.mark.parametrize("loss", [bridge_losses, diffusion_losses])
+def test_the_gradient_reaches_ms_spade_only_where_it_is_trained_along(loss, train_spade):
+    model = translator(mode="bridge" if loss is bridge_losses else "paper")
+    nn.init.normal_(model.denoiser.unet.out[-1].conv.weight)  # MONAI starts it at 0, which stops the gradient
+    sum(loss(model, PAIR, generator(), train_spade=train_spade).values()).backward()
+    assert (model.spade.out.weight.grad is not None) is train_spade
+    assert model.denoiser.unet.conv_in.conv.weight.grad.abs().sum() > 0

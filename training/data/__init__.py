@@ -1,0 +1,1 @@
+"""Acquired scans: finding subjects, checking and splitting them, and bringing them to the canonical grid."""

@@ -1,0 +1,135 @@
+"""Training pairs from scans, to be used alone or mixed with simulated ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+
+import numpy as np
+import torch
+
+from MissingModalitySynthLib.errors import InputError
+from MissingModalitySynthLib.modality import MODALITIES
+
+from ..batches import Pair, choose, draw_roles
+from ..simulation.randomness import chance
+from .cache import CanonicalSubject, load_subject
+from .subjects import Subject, check_policy
+
+_MIN_HEAD = 0.05  # of the crop
+
+
+def subject_pairs(
+    subjects: Sequence[Subject],
+    generator: torch.Generator,
+    *,
+    shapes: Sequence[tuple[int, int, int]],
+    pairs_per_case: int = 2,
+    policy: str = "skip",
+    skipped: dict[str, str] | None = None,
+    device: str = "cpu",
+    report: Callable[[str], None] = print,
+    **options,
+) -> Iterator[Pair]:
+    """Endless pairs from acquired scans: random crops, flipped left to right or not, random sources of each target.
+
+    All that is random comes from ``generator``, and a broken subject takes its draw as well: the same generator gives
+    the same pairs, whatever was skipped before.
+
+    Args:
+        subjects: drawn uniformly; each has two contrasts or more.
+        shapes: sizes of the crops in voxels, drawn uniformly; smaller scans are padded with background.
+        pairs_per_case: targets that are taken from one crop, each with its own sources.
+        policy, skipped: what a subject that can't be loaded does, see :func:`load_each`; streams that share one
+            ``skipped`` warn once for all of them.
+        **options: of :func:`~.cache.load_subject`.
+
+    Raises:
+        InputError: no subject can be used, or one can't and the policy is "stop"; a subject has a single contrast.
+    """
+    if lonely := [subject.name for subject in subjects if len(subject.files) < 2]:
+        raise InputError(f"Subject '{lonely[0]}' has fewer than two contrasts: no pair can be made of it.")
+    skipped = {} if skipped is None else skipped
+    drawn = _drawn(subjects, generator, skipped)
+    for case in load_each(drawn, policy=policy, skipped=skipped, report=report, **options):
+        shape = shapes[choose(generator, len(shapes))]
+        images, mask = _crop(case, shape, generator)
+        flip = chance(generator, 0.5)
+        roles = [draw_roles(generator, [name for name in MODALITIES if name in images]) for _ in range(pairs_per_case)]
+        if mask.mean() < _MIN_HEAD:
+            continue
+        tensors = {name: _tensor(image[::-1] if flip else image, device) for name, image in images.items()}
+        for sources, target in roles:
+            yield Pair({name: tensors[name] for name in sources}, target, tensors[target], case.name)
+
+
+def load_each(
+    subjects: Iterable[Subject],
+    *,
+    policy: str = "skip",
+    skipped: dict[str, str] | None = None,
+    report: Callable[[str], None] = print,
+    **options,
+) -> Iterator[CanonicalSubject]:
+    """Load one subject after the other.
+
+    Args:
+        subjects: may be endless and come again.
+        policy: a subject that can't be loaded, say for a file that broke in the middle of an epoch, is left out with
+            one warning ("skip"), or ends the run with its error ("stop").
+        skipped: receives the sentence of each subject left out by its name; those already in it are not tried again.
+        **options: of :func:`~.cache.load_subject`.
+    """
+    check_policy(policy)
+    skipped = {} if skipped is None else skipped
+    for subject in subjects:
+        if subject.name in skipped:
+            continue
+        try:
+            loaded = load_subject(subject, **options)
+        except InputError as error:
+            if policy == "stop":
+                raise
+            skipped[subject.name] = str(error)
+            report(f"Skipped ({len(skipped)} so far): {error}")
+        else:
+            yield loaded
+
+
+def mixed_pairs(
+    streams: Sequence[Iterator[Pair]], shares: Sequence[float], generator: torch.Generator, in_a_row: int = 1
+) -> Iterator[Pair]:
+    """Endless pairs from several streams, say simulated and acquired ones.
+
+    Args:
+        shares: of the streams, on any positive scale.
+        in_a_row: pairs that are taken from a stream before the next draw; a stream's ``pairs_per_case`` wastes nothing.
+    """
+    weights = torch.tensor(shares, dtype=torch.float64)
+    while True:
+        yield from islice(streams[int(torch.multinomial(weights, 1, generator=generator))], in_a_row)
+
+
+def _drawn(subjects: Sequence[Subject], generator: torch.Generator, skipped: dict[str, str]) -> Iterator[Subject]:
+    while len(skipped) < len(subjects):
+        yield subjects[choose(generator, len(subjects))]
+    raise InputError(f"None of the {len(subjects)} subjects can be used. {next(iter(skipped.values()), '')}".strip())
+
+
+def _crop(
+    case: CanonicalSubject, shape: Sequence[int], generator: torch.Generator
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Images and mask of one random box of the shape, with background (-1) where it is larger than the scan."""
+    taken, padding = [], []
+    for size, wanted in zip(case.mask.shape, shape, strict=True):
+        start = choose(generator, abs(size - wanted) + 1)
+        inside = size >= wanted
+        taken.append(slice(start, start + wanted) if inside else slice(None))
+        padding.append((0, 0) if inside else (start, wanted - size - start))
+    box = tuple(taken)
+    images = {name: np.pad(image[box], padding, constant_values=-1.0) for name, image in case.images.items()}
+    return images, np.pad(case.mask[box], padding)
+
+
+def _tensor(image: np.ndarray, device: str) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(image))[None, None].to(device)

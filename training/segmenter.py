@@ -1,0 +1,86 @@
+"""A tissue segmenter trained on simulated contrast: it judges synthetic images, and its features compare images.
+
+Trained on contrasts of all kinds it knows anatomy, not intensities. It stands in for the pretrained networks of
+perceptual losses, which are two-dimensional and made for photographs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from monai.losses import DiceCELoss
+from monai.networks.nets import BasicUNet
+from torch import nn
+from torch.nn import functional as F
+
+from MissingModalitySynthLib.errors import InputError
+
+from .batches import Pair, choose
+from .checkpoint import averaged_weights
+from .simulation.tissues import FIRST_LESION, TISSUES
+
+CLASSES = ("background", "CSF", "grey matter", "white matter", "deep grey matter", "lesion")
+_MEMBERS = {
+    "CSF": ("ventricular CSF", "subarachnoid CSF"),
+    "grey matter": ("cortex", "cerebellar cortex", "hippocampus and amygdala"),
+    "white matter": ("white matter", "cerebellar white matter", "brainstem"),
+    "deep grey matter": ("thalamus", "caudate", "putamen", "pallidum"),
+}
+
+
+def classes_of(labels: torch.Tensor) -> torch.Tensor:
+    """Tissue classes of the simulator, any shape, to indices of :data:`CLASSES`."""
+    table = torch.zeros(len(TISSUES), dtype=torch.long)
+    for index, tissue in enumerate(TISSUES):
+        for name, members in _MEMBERS.items():
+            if tissue.name in members:
+                table[index] = CLASSES.index(name)
+    table[FIRST_LESION:] = CLASSES.index("lesion")
+    return table.to(labels.device)[labels.long()]
+
+
+def build_segmenter(width: int = 16) -> BasicUNet:
+    """(B, 1, X, Y, Z) in [-1, 1] to logits (B, 6, X, Y, Z); every axis a multiple of 16, and 32 or more."""
+    features = (width, width, 2 * width, 4 * width, 8 * width, width)
+    return BasicUNet(spatial_dims=3, in_channels=1, out_channels=len(CLASSES), features=features)
+
+
+def load_segmenter(checkpoint: Path) -> BasicUNet:
+    """The averaged segmenter of a run, frozen. Raises InputError when there is none."""
+    if not checkpoint.exists():
+        raise InputError(f"'{checkpoint}' does not exist: train the stage 'segmenter' first.")
+    weights, _ = averaged_weights(checkpoint)
+    segmenter = build_segmenter(weights["final_conv.weight"].shape[1])
+    segmenter.load_state_dict(weights)
+    return segmenter.requires_grad_(False).eval()
+
+
+def segmenter_losses(model: BasicUNet, pair: Pair, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """Dice + cross-entropy on the target or one of its sources, drawn evenly."""
+    if pair.labels is None:
+        raise InputError("The segmenter learns from simulated heads only: set data.real=null.")
+    images = [pair.image, *pair.sources.values()]
+    logits = model(images[choose(generator, len(images))]).float()
+    return {"segmentation": DiceCELoss(to_onehot_y=True, softmax=True)(logits, classes_of(pair.labels))}
+
+
+class SegmenterFeatures(nn.Module):
+    """Distance of two images in the features of a frozen segmenter (in the manner of LPIPS: Zhang et al. 2018, eq. 1).
+
+    The features of the first three levels are scaled to unit length at each voxel and their squared distances averaged.
+    """
+
+    def __init__(self, segmenter: BasicUNet) -> None:
+        super().__init__()
+        self.segmenter = segmenter
+
+    def features(self, image: torch.Tensor) -> list[torch.Tensor]:
+        """(B, 1, X, Y, Z) to three maps (B, channels, X / 2^k, ...)."""
+        first = self.segmenter.conv_0(image)
+        second = self.segmenter.down_1(first)
+        return [F.normalize(f.float(), dim=1) for f in (first, second, self.segmenter.down_2(second))]
+
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        pairs = zip(self.features(a), self.features(b), strict=True)
+        return torch.stack([(x - y).square().sum(dim=1).mean() for x, y in pairs]).mean()

@@ -1,0 +1,292 @@
+"""The stages: what each trains, on what, and which earlier stage it builds on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from monai.networks.nets.autoencoderkl import AEKLResBlock
+from monai.networks.nets.diffusion_model_unet import DiffusionUNetResnetBlock
+from torch import nn
+
+from MissingModalitySynthLib.errors import InputError
+from MissingModalitySynthLib.networks import spade as spade_network
+from MissingModalitySynthLib.networks.first_stage import FirstStage
+from MissingModalitySynthLib.translators.aldm import AldmTranslator
+from MissingModalitySynthLib.translators.base import Translator
+from MissingModalitySynthLib.translators.regression import RegressionTranslator
+
+from . import distributed
+from .ablations import AblatedTranslator
+from .autoencoder import autoencoder_losses, build_autoencoder
+from .batches import Pair, by_number, simulated_pairs
+from .checkpoint import averaged_weights, with_prefix
+from .configuration import SIMULATOR_OPTIONS, network_options, settings_of
+from .loop import train
+from .losses import Terms, bridge_losses, diffusion_losses, regression_losses, spade_losses
+from .segmenter import CLASSES, SegmenterFeatures, build_segmenter, load_segmenter, segmenter_losses
+from .simulation.anatomy import Anatomy, mni_anatomy, procedural_head, synthseg_anatomy
+
+CHECKPOINT = "checkpoint.safetensors"
+_BLOCKS = (AEKLResBlock, DiffusionUNetResnetBlock, spade_network._ResidualBlock)
+_WHITENING = 1 << 40  # the number of the first example that measures latents, after all that train
+_ABLATED = ("use_spade", "use_palette", "use_denoiser")
+Examples = Callable[[int], Pair]
+
+
+class Stage(NamedTuple):
+    """What :func:`~.loop.train` needs to know of a stage."""
+
+    model: nn.Module
+    losses: Callable[[nn.Module, Pair, torch.Generator], Terms]
+    show: Callable[[nn.Module, Pair], dict[str, torch.Tensor]]
+    frozen: Sequence[nn.Module] = ()
+
+
+def run_stage(stage: str, configuration: dict[str, Any], run: Path, max_minutes: float | None = None) -> None:
+    """Train one stage in the folder ``run/stage``, resuming its checkpoint where there is one.
+
+    Raises:
+        InputError: the stage has nothing to train, or an earlier one is missing; and those of :func:`~.loop.train`.
+    """
+    torch.manual_seed(configuration["seed"])
+    examples = make_examples(configuration, run)
+    built = _BUILDERS[stage](configuration, run, examples)
+    machine = dict(configuration["machine"])
+    checkpointed = _BLOCKS if machine.pop("gradient_checkpointing") else ()
+    train(
+        built.model,
+        built.losses,
+        examples,
+        folder=run / stage,
+        steps=int(configuration[stage]["optimizer_steps"]),
+        configuration=settings_of(stage, configuration),
+        frozen=built.frozen,
+        show=built.show,
+        checkpointed=checkpointed,
+        seed=configuration["seed"],
+        device=configuration["device"],
+        max_minutes=max_minutes,
+        **configuration["optimizer"],
+        **machine,
+    )
+
+
+@lru_cache(maxsize=1)
+def load_anatomies(folder: str | None) -> list[Anatomy]:
+    """The MNI152 tissue maps and every label map of a folder; for "procedural", a made-up head alone."""
+    if folder == "procedural":
+        return [procedural_head((96, 104, 96))]
+    paths = sorted(Path(folder).glob("training_seg_*.nii.gz")) if folder else []
+    if folder and not paths:
+        raise InputError(f"The folder '{folder}' has no label maps named training_seg_*.nii.gz.")
+    return [mni_anatomy(), *(synthseg_anatomy(path) for path in paths)]
+
+
+def make_examples(configuration: dict[str, Any], run: Path) -> Examples:
+    """Training pairs by number: simulated heads, scans of the split "train" (in ``run/splits.json``), or a mixture."""
+    data, modalities, seed = (configuration[key] for key in ("data", "modalities", "seed"))
+    share = data["real_share"] if data["real"] else 0.0
+    common = {key: data[key] for key in ("shapes", "pairs_per_case")} | {"device": configuration["device"]}
+    streams: list[Callable[[torch.Generator], Iterator[Pair]]] = []
+    shares = [weight for weight in (1 - share, share) if weight > 0]
+    if share < 1:
+        simulated = {key: data[key] for key in SIMULATOR_OPTIONS}
+        heads = load_anatomies(data["anatomies"])
+        streams.append(lambda g: simulated_pairs(heads, g, modalities=modalities, **common, **simulated))
+    if share > 0:
+        from .data.pairs import mixed_pairs, subject_pairs
+
+        with distributed.first_process_first():
+            subjects = real_subjects(configuration, run)["train"]
+        options = {"register": data["register"], "cache": Path(data["cache"]) if data["cache"] else None}
+        streams.append(lambda g: subject_pairs(subjects, g, policy=data["broken"], **common, **options))
+    if len(streams) == 1:
+        return by_number(streams[0], seed, data["pairs_per_case"])
+    return by_number(lambda g: mixed_pairs([s(g) for s in streams], shares, g), seed, data["pairs_per_case"])
+
+
+def real_subjects(configuration: dict[str, Any], run: Path) -> dict[str, list]:
+    """The scanned subjects by split, each with its contrasts among the configuration's."""
+    from .data.readers import find_subjects
+    from .data.splits import split_subjects
+    from .data.subjects import usable_subjects
+
+    data, modalities = configuration["data"], configuration["modalities"]
+    found = [
+        replace(subject, files={name: path for name, path in subject.files.items() if name in modalities})
+        for subject in find_subjects(Path(data["real"]), data["layout"])
+    ]
+    usable = usable_subjects(found, policy=data["broken"], register=data["register"])
+    return split_subjects(usable, data["splits"], configuration["seed"], run / "splits.json")
+
+
+def translator_options(method: str, configuration: dict[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of a method's translator, as the package will hold them."""
+    networks = network_options(configuration)
+    options = {"modalities": list(configuration["modalities"]), "first_stage": networks["first_stage"]}
+    if method == "regression":
+        return options | {"unet": networks["regression"]}
+    chosen = {key: configuration["diffusion"][key] for key in ("mode", "steps", "sigma", "eta")}
+    return options | {"spade": networks["spade"], "denoiser": networks["denoiser"]} | chosen
+
+
+def is_ablated(configuration: dict[str, Any]) -> bool:
+    """Whether the configuration leaves out a part that every package has."""
+    return not all(configuration["diffusion"][key] for key in _ABLATED)
+
+
+def build_aldm(configuration: dict[str, Any]) -> AldmTranslator:
+    """The translator, with the parts left out that an ablation names."""
+    options = translator_options("aldm", configuration)
+    if not is_ablated(configuration):
+        return AldmTranslator(**options)
+    return AblatedTranslator(**options, **{key: configuration["diffusion"][key] for key in _ABLATED})
+
+
+def load_translator(method: str, configuration: dict[str, Any], run: Path) -> Translator:
+    """The averaged translator that a run has trained, in evaluation mode on the CPU; an ablated one, too.
+
+    Raises:
+        InputError: its last stage was not trained.
+    """
+    stage = "regression" if method == "regression" else "diffusion"
+    if stage == "regression":
+        model: Translator = RegressionTranslator(**translator_options(method, configuration))
+    else:
+        model = build_aldm(configuration)
+        if not configuration["diffusion"]["use_denoiser"]:
+            stage, model.denoiser = "spade", None
+    model.load_state_dict(_weights_of(stage, run))
+    return model.requires_grad_(False).eval()
+
+
+def load_first_stage(model: Translator, configuration: dict[str, Any], run: Path, examples: Examples) -> None:
+    """Take over and freeze the autoencoder, where the first stage is a learned one, and whiten its latents."""
+    stage = model.first_stage.requires_grad_(False).eval()
+    if next(stage.parameters(), None) is not None:
+        stage.load_state_dict(with_prefix(_weights_of("autoencoder", run), "first_stage."))
+    numbers = range(_WHITENING, _WHITENING + 12)
+    whiten(stage.to(configuration["device"]), [examples(number).image for number in numbers])
+
+
+@torch.no_grad()
+def whiten(stage: FirstStage, images: Sequence[torch.Tensor]) -> None:
+    """Measure the latents' mean and standard deviation per channel on images of any sizes."""
+    latents = torch.cat([stage.raw_encode(image).float().transpose(0, 1).flatten(1) for image in images], dim=1)
+    stage.latent_mean.copy_(latents.mean(dim=1))
+    stage.latent_std.copy_(latents.std(dim=1).clamp_min(1e-6))
+
+
+def _weights_of(stage: str, run: Path) -> dict[str, torch.Tensor]:
+    path = run / stage / CHECKPOINT
+    if not path.exists():
+        raise InputError(f"'{path}' does not exist: train the stage '{stage}' first.")
+    return averaged_weights(path)[0]
+
+
+def _segmenter(configuration: dict[str, Any], run: Path, examples: Examples) -> Stage:
+    return Stage(build_segmenter(configuration["segmenter"]["width"]), segmenter_losses, _show_segmentation)
+
+
+def _autoencoder(configuration: dict[str, Any], run: Path, examples: Examples) -> Stage:
+    options = dict(configuration["autoencoder"])
+    kind = options.pop("perceptual")
+    del options["optimizer_steps"]
+    if options["perceptual_weight"] and kind == "segmenter":
+        options["perceptual"] = SegmenterFeatures(load_segmenter(run / "segmenter" / CHECKPOINT))
+    elif options["perceptual_weight"]:
+        from monai.losses import PerceptualLoss
+
+        options["perceptual"] = PerceptualLoss(spatial_dims=3, network_type=kind, is_fake_3d="medicalnet" not in kind)
+    if "perceptual" in options:
+        options["perceptual"].to(configuration["device"])
+    first_stage = network_options(configuration)["first_stage"]
+    model = build_autoencoder(first_stage, adversarial=options["adversarial_weight"] > 0)
+    return Stage(model, partial(autoencoder_losses, **options), _show_reconstruction)
+
+
+def _spade(configuration: dict[str, Any], run: Path, examples: Examples) -> Stage:
+    model = AldmTranslator(**translator_options("aldm", configuration))
+    model.denoiser = None  # of the next stage
+    if not (run / "spade" / CHECKPOINT).exists():
+        load_first_stage(model, configuration, run, examples)
+    model.first_stage.requires_grad_(False)
+    weights = {key: value for key, value in configuration["spade"].items() if key.endswith("weight")}
+
+    def losses(model: AldmTranslator, pair: Pair, generator: torch.Generator) -> Terms:
+        return spade_losses(model, pair, generator, **weights)[0]
+
+    return Stage(model, losses, _show_target_like, [model.first_stage])
+
+
+def _diffusion(configuration: dict[str, Any], run: Path, examples: Examples) -> Stage:
+    options = configuration["diffusion"]
+    if not options["use_denoiser"]:
+        raise InputError("Without a denoiser (diffusion.use_denoiser=false) this stage has nothing to train.")
+    model = build_aldm(configuration)
+    train_spade = options["train_spade"] and options["use_spade"]
+    if not (run / "diffusion" / CHECKPOINT).exists():
+        if options["use_spade"] and not train_spade:
+            weights = _weights_of("spade", run)
+            model.first_stage.load_state_dict(with_prefix(weights, "first_stage."))
+            model.spade.load_state_dict(with_prefix(weights, "spade."))
+        else:
+            load_first_stage(model, configuration, run, examples)
+    frozen = [model.first_stage] if train_spade else [model.first_stage, model.spade]
+    for module in frozen:
+        module.requires_grad_(False)
+    bridge = model.mode == "bridge"
+    names = ("latent_weight", "image_weight", "spade_weight", "start_share" if bridge else "weighting")
+    losses = partial(
+        bridge_losses if bridge else diffusion_losses,
+        train_spade=train_spade,
+        **{name: options[name] for name in names},
+    )
+    return Stage(model, losses, _show_translation, frozen)
+
+
+def _regression(configuration: dict[str, Any], run: Path, examples: Examples) -> Stage:
+    model = RegressionTranslator(**translator_options("regression", configuration))
+    if not (run / "regression" / CHECKPOINT).exists():
+        load_first_stage(model, configuration, run, examples)
+    model.first_stage.requires_grad_(False)
+    weights = {key: value for key, value in configuration["regression"].items() if key.endswith("weight")}
+    return Stage(model, partial(regression_losses, **weights), _show_translation, [model.first_stage])
+
+
+_BUILDERS: dict[str, Callable[[dict[str, Any], Path, Examples], Stage]] = {
+    "segmenter": _segmenter,
+    "autoencoder": _autoencoder,
+    "spade": _spade,
+    "diffusion": _diffusion,
+    "regression": _regression,
+}
+
+
+def _show_segmentation(model: nn.Module, pair: Pair) -> dict[str, torch.Tensor]:
+    found = model(pair.image).argmax(dim=1, keepdim=True)
+    return {pair.target: pair.image, "segmentation": found / (len(CLASSES) - 1) * 2 - 1}
+
+
+def _show_reconstruction(model: nn.ModuleDict, pair: Pair) -> dict[str, torch.Tensor]:
+    stage = model["first_stage"]
+    return {pair.target: pair.image, "reconstruction": stage.decode(stage.encode(pair.image))}
+
+
+def _show_target_like(model: AldmTranslator, pair: Pair) -> dict[str, torch.Tensor]:
+    target_like = model.condition(model.encode(pair.sources), pair.target)
+    return pair.sources | {f"{pair.target}-like": model.decode(target_like), pair.target: pair.image}
+
+
+def _show_translation(model: Translator, pair: Pair) -> dict[str, torch.Tensor]:
+    condition = model.condition(model.encode(pair.sources), pair.target)
+    generator = torch.Generator().manual_seed(0)
+    latents = model.sample(
+        condition, pair.target, steps=model.default_steps, generator=generator, on_step=lambda *_: None
+    )
+    return pair.sources | {f"synthetic {pair.target}": model.decode(latents), pair.target: pair.image}
