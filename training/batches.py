@@ -30,6 +30,7 @@ class Pair:
     Attributes:
         subject: who is in the images, for messages.
         labels: tissue classes of the simulator, uint8 (1, 1, X, Y, Z); None for scans.
+        images: the same head in every contrast that is known, the target's among them; None: the target alone.
     """
 
     sources: dict[str, Tensor]
@@ -37,6 +38,7 @@ class Pair:
     image: Tensor
     subject: str = "an unnamed subject"
     labels: Tensor | None = None
+    images: dict[str, Tensor] | None = None
 
     def __str__(self) -> str:
         return f"{' + '.join(self.sources)} -> {self.target} of {self.subject}"
@@ -87,6 +89,7 @@ def simulated_pairs(
     shapes: Sequence[tuple[int, int, int]],
     modalities: Sequence[str] = MODALITIES,
     pairs_per_case: int = 2,
+    all_images: bool = False,
     device: str = "cpu",
     **options,
 ) -> Iterator[Pair]:
@@ -97,6 +100,7 @@ def simulated_pairs(
         shapes: sizes of the crops in voxels, drawn uniformly.
         modalities: sources and targets are among these.
         pairs_per_case: targets that are taken from one simulated head, each with its own sources.
+        all_images: each pair has the head in all contrasts, for what learns them at once.
         **options: of :func:`~.simulation.simulator.simulate`.
     """
     while True:
@@ -104,7 +108,7 @@ def simulated_pairs(
         shape = shapes[choose(generator, len(shapes))]
         roles = [draw_roles(generator, modalities) for _ in range(pairs_per_case)]
         needed = [name for name in MODALITIES if any(name in sources for sources, _ in roles)]
-        targets = [name for name in MODALITIES if any(name == target for _, target in roles)]
+        targets = [name for name in modalities if all_images or any(name == target for _, target in roles)]
         case = simulate(
             anatomy, shape=shape, generator=generator, device=device, sources=needed, targets=targets, **options
         )
@@ -122,10 +126,5 @@ def _pair(case: Simulation, sources: Sequence[str], target: str, generator: torc
         jitter = uniform(generator, 1 - GAIN_JITTER, 1 + GAIN_JITTER)
         images[name] = scaled(case.sources[name], jitter * case.source_headroom[name])
     labels = case.labels * case.brain_mask if case.protocol["skull_stripped"] else case.labels
-    return Pair(
-        images,
-        target,
-        scaled(case.targets[target], case.target_headroom[target]),
-        case.protocol["anatomy"],
-        labels[None, None],
-    )
+    clean = {name: scaled(image, case.target_headroom[name]) for name, image in case.targets.items()}
+    return Pair(images, target, clean[target], case.protocol["anatomy"], labels[None, None], clean)

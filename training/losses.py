@@ -64,14 +64,17 @@ def regression_losses(
     latent_weight: float = 0.1,
     image_weight: float = 1.0,
 ) -> Terms:
-    """The baseline: one pass from the sources to the target."""
-    with torch.no_grad():
-        sources = model.encode(pair.sources)
-        latents = model.first_stage.encode(pair.image)
-    condition = model.condition(sources, pair.target)
-    predicted = model.sample(condition, pair.target, steps=1, generator=generator, on_step=lambda *_: None)
+    """The baseline: one pass from the sources to all contrasts of the head that are known, each judged alike."""
     stage = model.first_stage
-    return {"regression": latent_and_image_l1(stage, predicted, latents, pair.image, latent_weight, image_weight)}
+    images = pair.images or {pair.target: pair.image}
+    with torch.no_grad():
+        sources, latents = model.encode(pair.sources), model.encode(images)
+    predicted = model.predict(model.condition(sources, pair.target))
+    terms = [
+        latent_and_image_l1(stage, predicted[name], latents[name], image, latent_weight, image_weight)
+        for name, image in images.items()
+    ]
+    return {"regression": torch.stack(terms).mean()}
 
 
 def spade_losses(

@@ -54,7 +54,7 @@ def run_stage(stage: str, configuration: dict[str, Any], run: Path, max_minutes:
         InputError: the stage has nothing to train, or an earlier one is missing; and those of :func:`~.loop.train`.
     """
     torch.manual_seed(configuration["seed"])
-    examples = make_examples(configuration, run)
+    examples = make_examples(configuration, run, all_images=stage == "regression")
     built = _BUILDERS[stage](configuration, run, examples)
     machine = dict(configuration["machine"])
     checkpointed = _BLOCKS if machine.pop("gradient_checkpointing") else ()
@@ -87,15 +87,18 @@ def load_anatomies(folder: str | None) -> list[Anatomy]:
     return [mni_anatomy(), *(synthseg_anatomy(path) for path in paths)]
 
 
-def make_examples(configuration: dict[str, Any], run: Path) -> Examples:
-    """Training pairs by number: simulated heads, scans of the split "train" (in ``run/splits.json``), or a mixture."""
+def make_examples(configuration: dict[str, Any], run: Path, *, all_images: bool = False) -> Examples:
+    """Training pairs by number: simulated heads, scans of the split "train" (in ``run/splits.json``), or a mixture.
+
+    ``all_images`` as in :func:`~.batches.simulated_pairs`.
+    """
     data, modalities, seed = (configuration[key] for key in ("data", "modalities", "seed"))
     share = data["real_share"] if data["real"] else 0.0
     common = {key: data[key] for key in ("shapes", "pairs_per_case")} | {"device": configuration["device"]}
     streams: list[Callable[[torch.Generator], Iterator[Pair]]] = []
     shares = [weight for weight in (1 - share, share) if weight > 0]
     if share < 1:
-        simulated = {key: data[key] for key in SIMULATOR_OPTIONS}
+        simulated = {key: data[key] for key in SIMULATOR_OPTIONS} | {"all_images": all_images}
         heads = load_anatomies(data["anatomies"])
         streams.append(lambda g: simulated_pairs(heads, g, modalities=modalities, **common, **simulated))
     if share > 0:

@@ -1,6 +1,7 @@
 """The losses of the translators against closed forms."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,11 +10,13 @@ from torch import nn
 from MissingModalitySynthLib.diffusion.bridge import sample_bridge
 from MissingModalitySynthLib.diffusion.schedules import alphas_cumprod
 from MissingModalitySynthLib.translators.aldm import AldmTranslator
+from MissingModalitySynthLib.translators.regression import RegressionTranslator
 from training.batches import Pair
 from training.losses import (
     bridge_losses,
     diffusion_losses,
     mutual_information,
+    regression_losses,
     spade_losses,
     step_weights,
 )
@@ -150,6 +153,20 @@ def test_the_right_velocity_has_no_loss_on_the_bridge_and_ends_at_the_target(sig
     start = model.condition(model.encode(PAIR.sources), "T2")
     end = sample_bridge(lambda x, tau: latents - start, start, steps=3, sigma=sigma, generator=generator())
     assert torch.allclose(end, latents, atol=1e-5)
+
+
+def test_the_regression_is_judged_in_every_contrast_that_is_known():
+    torch.manual_seed(0)
+    model = RegressionTranslator(MODALITIES, {"kind": "haar", "levels": 1}, {"features": [8] * 6})
+    known = {"T1": image(3), "T2": PAIR.image}
+    latents = model.encode(known)
+    model.unet = Fixed(
+        lambda x: torch.cat([latents["T1"], latents["T2"] + 0.5, torch.zeros_like(latents["T1"])], dim=1)
+    )
+    target_alone = regression_losses(model, PAIR, generator(), image_weight=0.0, latent_weight=1.0)["regression"]
+    assert target_alone.item() == pytest.approx(0.5, rel=1e-5)
+    both = regression_losses(model, replace(PAIR, images=known), generator(), image_weight=0.0, latent_weight=1.0)
+    assert both["regression"].item() == pytest.approx(0.25, rel=1e-5)
 
 
 @pytest.mark.parametrize("train_spade", [True, False])
