@@ -136,10 +136,11 @@ def _data_source(configuration: dict[str, Any]) -> str:
         anatomy = maps.get(data["anatomies"], "label maps of individuals (SynthSeg training labels, Apache-2.0) and ")
         parts.append(
             f"Simulated contrast: {anatomy}the MNI152 tissue maps that nilearn carries, with relaxation times, signal "
-            "equations and artefacts of training/simulation."
+            "equations and artefacts of training/simulation. Its protocols were adjusted to tissue statistics (medians, "
+            "sharpness) of a few public scans."
         )
     if not data["real"]:
-        parts.append("No patient's image was used.")
+        parts.append("The networks saw no patient's image.")
     return " ".join(parts)
 
 
@@ -174,7 +175,7 @@ def _data_format(modalities: list[str]) -> dict[str, Any]:
         "format": "magnitude",
         "modality": "MR",
         "num_channels": 1,
-        "spatial_shape": ["16*n", "16*n", "16*n"],
+        "spatial_shape": ["32*n", "32*n", "32*n"],
         "dtype": "float32",
         "value_range": [-1, 1],
         "is_patch_data": False,

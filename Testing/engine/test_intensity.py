@@ -11,6 +11,7 @@ from MissingModalitySynthLib.intensity import (
     background_value,
     head_mask,
     intensity_range,
+    normalise,
     scale,
     unscale,
 )
@@ -188,3 +189,19 @@ def test_the_real_head_with_its_skull_contains_the_brain(real_data):
     brain = read_volume(folder / "MNI152_T1_1mm_brain.nii.gz").array[::2, ::2, ::2] > 0
     assert np.mean(head[brain]) > 0.999
     assert 0.4 < head.mean() < 0.65
+
+
+def test_a_z_scored_brain_on_zero_is_normalised_with_a_dark_background():
+    brain, signal = ball(), tissue()
+    scored = np.where(brain, (signal - signal[brain].mean()) / signal[brain].std(), 0).astype(np.float32)
+    normalised, found = normalise(scored)
+    assert (normalised[~brain] == -1).all()
+    inside = brain & (np.abs(normalised) < 1)  # not clipped by the percentiles
+    np.testing.assert_allclose(unscale(normalised, found)[inside] + found.low, scored[inside], atol=1e-4)
+
+
+def test_a_few_negative_voxels_do_not_make_the_background_dark():
+    signal = np.where(ball(), tissue(), 0).astype(np.float32)
+    stray = signal.copy()
+    stray[20, 20:26, 20] = -5
+    np.testing.assert_array_equal(normalise(stray)[0][~ball()], normalise(signal)[0][~ball()])

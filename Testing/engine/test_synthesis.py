@@ -156,7 +156,7 @@ def test_sources_on_different_grids_are_used_together(smooth_head, head, package
 class Identity(Translator):
     """Networks that return their source."""
 
-    method, default_steps, iterative, stochastic = "identity", 1, False, False
+    method, mode, default_steps, iterative, stochastic = "identity", "one step", 1, False, False
 
     def __init__(self):
         super().__init__(MODALITIES, HaarFirstStage(), network_factor=8, width=8)
