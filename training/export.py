@@ -136,8 +136,8 @@ def _data_source(configuration: dict[str, Any]) -> str:
         anatomy = maps.get(data["anatomies"], "label maps of individuals (SynthSeg training labels, Apache-2.0) and ")
         parts.append(
             f"Simulated contrast: {anatomy}the MNI152 tissue maps that nilearn carries, with relaxation times, signal "
-            "equations and artefacts of training/simulation. Its protocols were adjusted to tissue statistics (medians, "
-            "sharpness) of a few public scans."
+            "equations and artefacts of training/simulation. Its protocols were adjusted to tissue statistics "
+            "(medians, sharpness) of a few public scans."
         )
     if not data["real"]:
         parts.append("The networks saw no patient's image.")

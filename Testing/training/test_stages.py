@@ -72,7 +72,7 @@ def test_all_stages_export_and_synthesize(trained, tmp_path):
     card = (package / "docs" / "README.md").read_text()
     for stage in ORDER:
         assert f"| {stage} |" in card
-    assert "No patient's image was used." in card
+    assert "The networks saw no patient's image." in card
 
 
 def test_later_stages_take_over_the_averaged_autoencoder_and_leave_it_as_it_is(trained):
