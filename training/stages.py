@@ -107,10 +107,13 @@ def make_examples(configuration: dict[str, Any], run: Path, *, all_images: bool 
         with distributed.first_process_first():
             subjects = real_subjects(configuration, run)["train"]
         options = {"register": data["register"], "cache": Path(data["cache"]) if data["cache"] else None}
-        streams.append(lambda g: subject_pairs(subjects, g, policy=data["broken"], **common, **options))
+        skipped: dict[str, str] = {}  # shared by the streams of all cases: a broken subject is warned about once
+        options |= {"policy": data["broken"], "skipped": skipped}
+        streams.append(lambda g: subject_pairs(subjects, g, **common, **options))
     if len(streams) == 1:
         return by_number(streams[0], seed, data["pairs_per_case"])
-    return by_number(lambda g: mixed_pairs([s(g) for s in streams], shares, g), seed, data["pairs_per_case"])
+    in_a_row = data["pairs_per_case"]  # a case is of one stream: nothing of a head goes to waste
+    return by_number(lambda g: mixed_pairs([s(g) for s in streams], shares, g, in_a_row), seed, in_a_row)
 
 
 def real_subjects(configuration: dict[str, Any], run: Path) -> dict[str, list]:

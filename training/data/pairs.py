@@ -60,7 +60,8 @@ def subject_pairs(
             continue
         tensors = {name: _tensor(image[::-1] if flip else image, device) for name, image in images.items()}
         for sources, target in roles:
-            yield Pair({name: tensors[name] for name in sources}, target, tensors[target], case.name)
+            chosen = {name: tensors[name] for name in sources}
+            yield Pair(chosen, target, tensors[target], subject=case.name, images=tensors)
 
 
 def load_each(
