@@ -1,9 +1,10 @@
 """Cost of the command line, from process start to file written, as tables: time, memory, share of each stage, scaling.
 
-    python Testing/benchmark/pipeline.py [--package micro] [--method METHOD] [--quick]
+    python Testing/benchmark/pipeline.py [--package micro] [--method METHOD] [--untrained] [--quick]
 
-Every run is a process of its own on a phantom head that fills the grid. Peak memory is the operating system's count for
-that process.
+``--untrained`` measures MS-SPADE and the bridge in the size "micro" with random weights: the cost does not depend on
+them. Every run is a process of its own on a phantom head that fills the grid. Peak memory is the operating system's count
+for that process.
 """
 
 from __future__ import annotations
@@ -66,19 +67,30 @@ def synthesize(size: tuple[int, int, int], options: list[str]) -> dict:
     return {"seconds": seconds, "memory": memory, "stages": stages}
 
 
+def untrained_package(folder: Path) -> Path:
+    """The bundled package with a method "aldm" of random weights in the place of its own methods."""
+    from MissingModalitySynthLib.model_package import load_package
+    from MissingModalitySynthLib.networks.configurations import CONFIGURATIONS
+    from MissingModalitySynthLib.package_store import write_package
+    from MissingModalitySynthLib.translators.aldm import AldmTranslator
+
+    bundled = load_package("micro")
+    parts = {name: CONFIGURATIONS["micro"][name] for name in ("first_stage", "spade", "denoiser")}
+    options = {"modalities": list(bundled.sources), **parts, "steps": 2, "sigma": 0.3}
+    networks = {"default_method": "aldm", "methods": {"aldm": options}}
+    tensors = {"aldm": AldmTranslator(**options).state_dict()}
+    texts = {"model_card": "Random weights.\n", "licence": "Apache-2.0\n"}
+    return write_package(folder, metadata=bundled.metadata, networks=networks, tensors=tensors, **texts).path
+
+
 def print_table(header: list[str], rows: list[list[str]]) -> None:
     for row in (header, ["---"] * len(header), *rows):
         print("| " + " | ".join(row) + " |")
     print()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--package", default="micro")
-    parser.add_argument("--method")
-    parser.add_argument("--quick", action="store_true", help="only the 192x192x144 volume")
-    chosen = parser.parse_args()
-    options = ["--package", chosen.package, *(["--method", chosen.method] if chosen.method else [])]
+def measure(options: list[str], *, quick: bool) -> None:
+    """Print the tables for a package and method."""
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}\n")
 
     paper = synthesize((192, 192, 144), options)
@@ -88,7 +100,7 @@ def main() -> None:
     print("192x192x144, T1 to FLAIR, process start to file written\n")
     print_table(["stage", "s", "share"], [*rows, ["all", f"{paper['seconds']:.2f}", f"{paper['memory']:.2f} GB peak"]])
 
-    if not chosen.quick:
+    if not quick:
         rows = []
         for n in (96, 128, 160, 192):
             run = synthesize((n, n, n), options)
@@ -105,6 +117,19 @@ def main() -> None:
     ):
         rows.append([name, f"{min(run_process(command)[0] for _ in range(5)):.3f}"])
     print_table(["command", "s (best of 5)"], rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--package", default="micro")
+    parser.add_argument("--method")
+    parser.add_argument("--untrained", action="store_true", help="ALDM's micro networks with random weights")
+    parser.add_argument("--quick", action="store_true", help="only the 192x192x144 volume")
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        package = untrained_package(Path(folder) / "untrained") if chosen.untrained else chosen.package
+        options = ["--package", str(package), *(["--method", chosen.method] if chosen.method else [])]
+        measure(options, quick=chosen.quick)
 
 
 if __name__ == "__main__":
