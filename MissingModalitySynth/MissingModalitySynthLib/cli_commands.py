@@ -72,7 +72,10 @@ def synthesize(arguments: argparse.Namespace, console: Console, cancelled: Cance
     with all_or_nothing(folder, names, overwrite=arguments.overwrite) as stage:
         console.progress(Progress("starting", 0.0))
         with _timed(seconds, "start"):
+            from .device import keep_large_blocks
             from .synthesis import synthesize
+
+            keep_large_blocks()
         result = synthesize(request, console.progress, cancelled)
         seconds |= result.seconds
         with _timed(seconds, "write"):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
+
 import psutil
 import torch
 from torch.nn import functional as F
@@ -9,6 +12,7 @@ from torch.nn import functional as F
 from .errors import InputError
 
 CPU = torch.device("cpu")
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 # Metal and older CUDA, PyTorch's CPU allocator on Linux and on Windows, cuDNN and cuBLAS.
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
 
@@ -73,6 +77,19 @@ def free_memory(device: torch.device) -> int:
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
     return psutil.virtual_memory().available
+
+
+def keep_large_blocks() -> None:
+    """Let this process reuse the memory of large arrays, for programs of their own such as the command line.
+
+    glibc gives blocks over 32 MB back to the system whenever they are freed, and the system clears every page when it
+    hands them out again: a large head would cost up to twice as much per voxel as a small one. Without glibc, nothing
+    happens.
+    """
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -3,8 +3,8 @@
     python Testing/benchmark/pipeline.py [--package micro] [--method METHOD] [--untrained] [--quick]
 
 ``--untrained`` measures MS-SPADE and the bridge in the size "micro" with random weights: the cost does not depend on
-them. Every run is a process of its own on a phantom head that fills the grid. Peak memory is the operating system's count
-for that process.
+them. Every run is a process of its own on a phantom head that fills the grid. Peak memory is what the operating system
+counts for that process.
 """
 
 from __future__ import annotations
