@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import nn
 
 
-class FirstStage(nn.Module):
+class FirstStage(nn.Module, ABC):
     """Base of the first stages.
 
     Latents are whitened per channel, so that the second stage sees zero mean and unit variance whatever the first stage
@@ -28,13 +30,13 @@ class FirstStage(nn.Module):
         self.register_buffer("latent_mean", torch.zeros(channels))
         self.register_buffer("latent_std", torch.ones(channels))
 
+    @abstractmethod
     def raw_encode(self, image: torch.Tensor) -> torch.Tensor:
         """Image (B, 1, X, Y, Z) to latents (B, channels, X/factor, Y/factor, Z/factor) before whitening."""
-        raise NotImplementedError
 
+    @abstractmethod
     def raw_decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Inverse of :meth:`raw_encode`."""
-        raise NotImplementedError
 
     def encode(self, image: torch.Tensor) -> torch.Tensor:
         """Image (B, 1, X, Y, Z) in [-1, 1] to whitened latents (B, channels, X/factor, Y/factor, Z/factor).
