@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any
@@ -77,13 +78,15 @@ def synthesize(
     with run.stage("prepare"):
         prepared = _prepare(request, translator.multiple)
     try:
-        made = _translate(request, translator, prepared, device, run, notices)
+        with _within_memory(translator, prepared.grid, device):
+            made = _translate(request, translator, prepared, device, run, notices)
     except OutOfMemoryError:
         if device == CPU:
             raise
         notices.append(f"The memory of {device} does not suffice; computed on the CPU instead.")
         device = CPU
-        made = _translate(request, translator, prepared, device, run, notices)
+        with _within_memory(translator, prepared.grid, device):
+            made = _translate(request, translator, prepared, device, run, notices)
 
     if "T1ce" in request.targets:
         notices.append("T1ce: the sources do not show the uptake of contrast agent; enhancement, or none, is a guess.")
@@ -154,27 +157,21 @@ def _prepare(request: Request, multiple: int) -> _Prepared:
     return _Prepared(grid, images, intensities, mask, native_mask)
 
 
-def _translate(
-    request: Request,
-    translator: Translator,
-    prepared: _Prepared,
-    device: torch.device,
-    run: Run,
-    notices: list[str],
-) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
-    """:func:`_sample_targets`, if the memory of the device suffices.
+@contextmanager
+def _within_memory(translator: Translator, grid: CanonicalGrid, device: torch.device) -> Iterator[None]:
+    """Turn a lack of memory into an error of our own.
 
     Raises:
-        OutOfMemoryError: it does not. On a CPU this is foreseen, since Linux kills a process instead of telling it.
+        OutOfMemoryError: the device has too little. On a CPU this is foreseen, since Linux kills a process instead of
+            telling it.
     """
-    voxels = math.prod(prepared.grid.geometry.size)
     bytes_per_value = 4 if autocast_dtype(device) is None else 2
-    size = " x ".join(str(n) for n in prepared.grid.geometry.size)
+    size = " x ".join(str(n) for n in grid.geometry.size)
     message = f"The memory of {device} does not suffice for a head of {size} voxels; crop the volume or free memory."
-    if translator.working_bytes(voxels, bytes_per_value) > free_memory(device):
+    if translator.working_bytes(math.prod(grid.geometry.size), bytes_per_value) > free_memory(device):
         raise OutOfMemoryError(message)
     try:
-        return _sample_targets(request, translator, prepared, device, run, notices)
+        yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -184,7 +181,7 @@ def _translate(
 
 
 @torch.inference_mode()
-def _sample_targets(
+def _translate(
     request: Request,
     translator: Translator,
     prepared: _Prepared,
