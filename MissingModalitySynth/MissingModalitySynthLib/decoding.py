@@ -7,6 +7,7 @@ import math
 import torch
 from monai.inferers.utils import sliding_window_inference
 
+from .device import is_out_of_memory
 from .translators import Translator
 
 _TILE = 32  # voxels of the latents per tile and axis
@@ -17,7 +18,8 @@ def decode(translator: Translator, latents: torch.Tensor, free_bytes: int, notic
     """Decode latents (1, C, x, y, z) to an image (1, 1, X, Y, Z).
 
     Tiles are blended with Gaussian weights. A decoder that sees further than the overlap gives slightly other values
-    near the borders of tiles than it would at once, so tiles are used only when the estimate of memory says so.
+    near the borders of tiles than it would at once, so tiles are used only when memory does not suffice: by the
+    estimate, or by trial.
 
     Args:
         translator: its ``decode`` is used.
@@ -28,8 +30,13 @@ def decode(translator: Translator, latents: torch.Tensor, free_bytes: int, notic
     stage = translator.first_stage
     voxels = math.prod(latents.shape[2:]) * stage.factor**3
     needed = voxels * stage.decoder_bytes_per_voxel
-    if needed <= free_bytes or max(latents.shape[2:]) <= _TILE:
-        return translator.decode(latents)
+    one_tile = max(latents.shape[2:]) <= _TILE
+    if needed <= free_bytes or one_tile:
+        try:
+            return translator.decode(latents)
+        except (RuntimeError, MemoryError) as error:
+            if one_tile or not is_out_of_memory(error):
+                raise
     notices.append("Decoded in overlapping tiles, because memory is short.")
     return decode_tiled(translator, latents)
 

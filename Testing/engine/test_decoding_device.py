@@ -44,6 +44,9 @@ class ConvolutionalStage(FirstStage):
             nn.Conv3d(4, 8, 5, padding=2), nn.SiLU(), nn.Upsample(scale_factor=2), nn.Conv3d(8, 1, 3, padding=1)
         )
 
+    def raw_encode(self, image):
+        return F.avg_pool3d(image, 2).expand(-1, 4, -1, -1, -1)
+
     def raw_decode(self, latents):
         return self.layers(latents)
 
@@ -83,6 +86,28 @@ def test_with_little_memory_latents_are_decoded_in_tiles_and_that_is_said():
     assert max(max(shape) for shape in translator.shapes) < 40
     assert notices == ["Decoded in overlapping tiles, because memory is short."]
     torch.testing.assert_close(image, translator.decode(latents), atol=1e-5, rtol=0)
+
+
+def test_when_memory_runs_out_while_decoding_tiles_are_tried():
+    class Narrow(OnlyDecodes):
+        def decode(self, latents):
+            if max(latents.shape[2:]) > 32:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return super().decode(latents)
+
+    translator, latents, notices = Narrow(HaarFirstStage()), randn(1, 8, 40, 8, 8), []
+    image = decode(translator, latents, 10**9, notices)
+    torch.testing.assert_close(image, HaarFirstStage().decode(latents), atol=1e-5, rtol=0)
+    assert len(notices) == 1 and "tiles" in notices[0]
+
+
+def test_a_defect_while_decoding_is_no_lack_of_memory():
+    class Broken(OnlyDecodes):
+        def decode(self, latents):
+            raise RuntimeError("shapes do not fit")
+
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        decode(Broken(HaarFirstStage()), randn(1, 8, 40, 8, 8), 10**9, [])
 
 
 def test_latents_no_larger_than_a_tile_are_never_divided():
