@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from MissingModalitySynthLib.networks.configurations import CONFIGURATIONS, build_first_stage, count_parameters
-from MissingModalitySynthLib.networks.denoiser import Denoiser, TargetUNet
+from MissingModalitySynthLib.networks.denoiser import Denoiser
 from MissingModalitySynthLib.networks.spade import MSSPADE
 
 SMALL = {
@@ -78,12 +78,13 @@ def test_neighbouring_times_of_the_bridge_are_told_apart(denoiser):
 
 def test_the_target_reaches_the_levels_without_attention_through_the_time_embedding():
     torch.manual_seed(0)
-    net = with_random_weights(TargetUNet(3, 3, TARGETS, **SMALL))
+    net = with_random_weights(Denoiser(3, TARGETS, **SMALL))
     for name, parameter in net.named_parameters():
         if name.endswith("attn2.to_v.weight") or "cross_attn.to_v" in name:
             nn.init.zeros_(parameter)
     with torch.no_grad():
-        a, b = (net(randn(1, 3, 4, 4, 4), torch.zeros(1), torch.tensor([t])) for t in (0, 1))
+        x = randn(1, 3, 4, 4, 4)
+        a, b = (net(x, x, torch.zeros(1), torch.tensor([target])) for target in (0, 1))
     assert (a - b).abs().max() > 1e-3 * a.abs().max()
 
 

@@ -10,15 +10,15 @@ from torch import nn
 from torch.nn import functional as F
 
 
-class TargetUNet(nn.Module):
-    """MONAI's diffusion UNet, told which target to make.
+class Denoiser(nn.Module):
+    """epsilon_theta(z_src^tar, z_t^tar, t, y) of ALDM eq. 4, or the velocity of the bridge at time tau = t / 1000.
 
     The one-hot target y is key and value of the cross-attention (ALDM eq. 3). With a single token the softmax is 1 and
     the attention adds ``W_V y`` to every position; it acts on the levels that have attention only. Like the authors'
     released code, an embedding of the target is therefore also added to the time embedding, which reaches every level.
 
     Args:
-        in_channels, out_channels: channels of the input and of the output.
+        latent_channels: channels of the latents.
         num_targets: length of the one-hot vector.
         channels: width of each level; every level after the first halves the resolution.
         attention: for each level, whether it has self- and cross-attention.
@@ -29,8 +29,7 @@ class TargetUNet(nn.Module):
 
     def __init__(
         self,
-        in_channels: int,
-        out_channels: int,
+        latent_channels: int,
         num_targets: int,
         channels: Sequence[int] = (128, 256, 512),
         attention: Sequence[bool] = (False, False, True),
@@ -43,8 +42,8 @@ class TargetUNet(nn.Module):
         self.factor = 2 ** (len(channels) - 1)
         self.unet = DiffusionModelUNet(
             spatial_dims=3,
-            in_channels=in_channels,
-            out_channels=out_channels,
+            in_channels=2 * latent_channels,
+            out_channels=latent_channels,
             num_res_blocks=num_res_blocks,
             channels=tuple(channels),
             attention_levels=tuple(attention),
@@ -56,35 +55,20 @@ class TargetUNet(nn.Module):
             use_flash_attention=True,
         )
 
-    def forward(self, x: torch.Tensor, time: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, noisy: torch.Tensor, target_like: torch.Tensor, time: torch.Tensor, target: torch.Tensor
+    ) -> torch.Tensor:
         """Run the UNet.
 
         Args:
-            x: (B, in_channels, X, Y, Z); every axis a multiple of ``factor``.
+            noisy: noisy (or interpolated) target latents (B, C, X, Y, Z); every axis a multiple of ``factor``.
+            target_like: target-like latents, same shape.
             time: (B,), 0 to 1000.
             target: indices of the targets, (B,).
 
         Returns:
-            (B, out_channels, X, Y, Z).
+            (B, C, X, Y, Z).
         """
-        one_hot = F.one_hot(target, self.num_targets).to(x.dtype)
+        one_hot = F.one_hot(target, self.num_targets).to(noisy.dtype)
+        x = torch.cat([noisy, target_like], dim=1)
         return self.unet(x, timesteps=time, context=one_hot[:, None, :], class_labels=target)
-
-
-class Denoiser(TargetUNet):
-    """epsilon_theta(z_src^tar, z_t^tar, t, y) of ALDM eq. 4, or the velocity of the bridge at time tau = t / 1000.
-
-    Args:
-        latent_channels: channels of the latents.
-        num_targets: number of targets.
-        **options: as in :class:`TargetUNet`.
-    """
-
-    def __init__(self, latent_channels: int, num_targets: int, **options) -> None:
-        super().__init__(2 * latent_channels, latent_channels, num_targets, **options)
-
-    def forward(
-        self, noisy: torch.Tensor, target_like: torch.Tensor, time: torch.Tensor, target: torch.Tensor
-    ) -> torch.Tensor:
-        """Noisy (or interpolated) target latents and target-like latents, both (B, C, X, Y, Z), to (B, C, X, Y, Z)."""
-        return super().forward(torch.cat([noisy, target_like], dim=1), time, target)
