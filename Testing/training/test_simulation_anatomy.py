@@ -39,11 +39,32 @@ def test_a_made_up_head_holds_the_main_tissues():
     assert found["cortex"] < 3 * found["white matter"]
 
 
-def test_nilearns_average_has_the_volumes_of_an_adult_brain():
-    found = shares(mni_anatomy())
+@pytest.fixture(scope="module")
+def average():
+    return mni_anatomy()
+
+
+def test_nilearns_average_has_the_volumes_of_an_adult_brain(average):
+    found = shares(average)
     assert 350_000 < found["white matter"] < 900_000  # in mm^3
     assert 600_000 < found["cortex"] < 1_300_000
     assert 5_000 < found["ventricular CSF"] < 80_000
+    for nucleus, low, high in (("thalamus", 6, 20), ("caudate", 4, 14), ("putamen", 5, 16), ("pallidum", 1, 5)):
+        assert low * 1000 < found[nucleus] < high * 1000, nucleus
+
+
+def test_the_average_keeps_fluid_in_its_sulci(average):
+    brain = average.brain_distance < 128 - 2 * DISTANCE_STEP
+    fluid = (average.labels == CLASS["subarachnoid CSF"]) & brain
+    assert 0.01 < fluid.sum() / brain.sum() < 0.15
+
+
+def test_lesions_beside_the_cortex_start_in_white_matter_that_touches_it():
+    anatomy = procedural_head((96, 112, 96), seed=1)
+    labels = np.pad(anatomy.labels.numpy(), 1)
+    for i, j, k in anatomy.juxtacortical.numpy()[::40].astype(int) + 1:
+        assert labels[i, j, k] == CLASS["white matter"]
+        assert (labels[i - 1 : i + 2, j - 1 : j + 2, k - 1 : k + 2] == CLASS["cortex"]).any()
 
 
 @pytest.mark.parametrize("axes", ["RAS", "LIA", "SPL"])

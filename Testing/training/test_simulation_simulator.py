@@ -11,9 +11,11 @@ from scipy import ndimage
 from training.simulation import MODALITIES, procedural_head, simulate
 from training.simulation.artefacts import interpolation_matrix, motion_matrices, slice_matrix
 from training.simulation.deformation import displace_mass, sampling_positions
+from training.simulation.pathology import glioma
 from training.simulation.preview import main
 from training.simulation.randomness import apply_matrices, gaussian_matrix
-from training.simulation.tissues import CLASS, draw_subject
+from training.simulation.simulator import _brightest, _brightest_class
+from training.simulation.tissues import CLASS, LEVELS, TISSUES, draw_subject
 
 SHAPE = (72, 80, 72)
 
@@ -137,6 +139,49 @@ def test_severity_runs_from_white_matter_to_the_full_lesion():
     lesion = subject.t2[CLASS["lesion"]]
     assert lesion[0] == pytest.approx(subject.t2[CLASS["white matter"]].median().item(), rel=1e-5)
     assert (lesion.diff() > 0).all()
+
+
+def test_signal_is_lost_to_flow_in_moving_fluid_alone():
+    flowing = torch.tensor([tissue.void < 1 for tissue in TISSUES])
+    for seed in range(10):
+        void = draw_subject(torch.Generator().manual_seed(seed))[3.0].void
+        assert (void[~flowing] == 1).all()
+        assert ((void[flowing] > 0) & (void[flowing] < 1)).all()
+
+
+def test_lesions_are_grey_to_dark_in_t1_and_brighter_than_cortex_in_t2_and_flair(head):
+    options = {"skull_strip": 0.0, "pathology": 10.0, "deform": 0.3, "sources": (), "targets": ("T1", "T2", "FLAIR")}
+    ratios = []
+    for seed in range(6):
+        result = run(head, seed, **options)
+        full = torch.from_numpy(ndimage.binary_erosion(np.isin(result.labels, [CLASS["oedema"], CLASS["lesion"]])))
+        white, cortex = (result.labels == CLASS[name] for name in ("white matter", "cortex"))
+        for name, image in result.targets.items():
+            lesion, grey = (image[where].median() / image[white].median() for where in (full, cortex))
+            ratios.append((name, lesion.item(), grey.item()))
+    for name in ("T2", "FLAIR"):
+        lesions, cortex = zip(*[values for key, *values in ratios if key == name], strict=True)
+        assert np.median(lesions) > 1.1 * np.median(cortex)
+    lesions = [lesion for key, lesion, _ in ratios if key == "T1"]
+    assert 0.4 < np.median(lesions) < 0.95
+
+
+def test_tumours_keep_the_texture_of_tissue_not_the_severity_of_their_oedema(head):
+    labels = head.labels.clone()
+    level = torch.full_like(labels, LEVELS // 2)
+    mass = glioma(labels, level, head.white_matter, torch.zeros(3, dtype=torch.long), torch.Generator().manual_seed(3))
+    assert mass is not None
+    assert (level[labels == CLASS["oedema"]] != LEVELS // 2).any()
+    for name in ("tumour", "enhancing tumour", "cavity"):
+        assert (level[labels == CLASS[name]] == LEVELS // 2).all()
+
+
+def test_the_brightest_class_is_the_percentile_of_the_image_it_counts():
+    counts, values = torch.tensor([5000.0, 300, 60, 10]), torch.tensor([0.0, 0.4, 0.9, 0.7])
+    image = values.repeat_interleave(counts.long())
+    expected = np.percentile(image, 99.5, method="higher")
+    assert _brightest_class(counts.double(), values) == pytest.approx(expected)
+    assert _brightest(image) == pytest.approx(expected)
 
 
 def test_blur_along_matrices_agrees_with_scipy():

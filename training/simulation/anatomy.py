@@ -16,6 +16,15 @@ from training.simulation.tissues import BRAIN, CLASS
 DISTANCE_STEP = 8  # `brain_distance` stores 128 + 8 x mm, clipped to a byte
 SHADE_STEP = 32  # `shade` stores 32 x texture standard deviations
 SHADE = 4.0  # shift in texture standard deviations per share of the other tissue nearby
+SULCAL_SHADE = -2.2  # label maps have sulci of a voxel or more, real ones are thinner and share voxels with cortex
+MNI_NOISE = 0.5  # SD of the noise added to log probabilities
+# Centre and half axes of the nuclei on the right side, in mm of MNI space (x to the right, y to the front, z upwards).
+DEEP_GREY = {
+    "thalamus": ((11, -19, 8), (10, 15, 10)),
+    "caudate": ((13, 12, 10), (7, 16, 12)),
+    "putamen": ((26, 3, 1), (8, 19, 12)),
+    "pallidum": ((19, -5, -1), (6, 9, 8)),
+}
 
 # FreeSurfer numbers, with those of the segmentation of the whole head (500 and above) that SynthSeg's maps use.
 SYNTHSEG_CLASSES = {
@@ -53,7 +62,7 @@ class Anatomy:
     (negative inside); its level sets are the edges of skull-stripping masks.
     shade: int8 (I, J, K), SHADE_STEP x the mean of the texture in standard deviations: myelin thins out gradually from
     white matter into the cortex, so that their border is no sharp step; fluid between gyri is partly cortex.
-    white_matter, periventricular: int16 (N, 3), voxels in which lesions may start.
+    white_matter, periventricular, juxtacortical: int16 (N, 3), voxels in which lesions may start.
     brain_box: lowest and highest index of the brain per axis.
     """
 
@@ -63,6 +72,7 @@ class Anatomy:
     shade: Tensor
     white_matter: Tensor
     periventricular: Tensor
+    juxtacortical: Tensor
     brain_box: tuple[tuple[int, int, int], tuple[int, int, int]]
 
 
@@ -95,6 +105,7 @@ def _finish(name: str, labels: np.ndarray) -> Anatomy:
     white = labels == CLASS["white matter"]
     near_ventricle = _upsample(_half_distance(labels == CLASS["ventricular CSF"]), labels.shape) < 7
     deep = ndimage.binary_erosion(white)
+    beside_cortex = white & ndimage.binary_dilation(labels == CLASS["cortex"])
     box = _box(brain, 0)
     return Anatomy(
         name=name,
@@ -103,6 +114,7 @@ def _finish(name: str, labels: np.ndarray) -> Anatomy:
         shade=torch.from_numpy(_shade(labels)),
         white_matter=torch.from_numpy(np.argwhere(deep)[::5].astype(np.int16)),
         periventricular=torch.from_numpy(np.argwhere(deep & near_ventricle)[::2].astype(np.int16)),
+        juxtacortical=torch.from_numpy(np.argwhere(beside_cortex)[::5].astype(np.int16)),
         brain_box=(tuple(s.start for s in box), tuple(s.stop for s in box)),
     )
 
@@ -115,8 +127,8 @@ def _shade(labels: np.ndarray) -> np.ndarray:
         ("cortex", "white matter", -1.0),
         ("cerebellar white matter", "cerebellar cortex", 1.0),
         ("cerebellar cortex", "cerebellar white matter", -1.0),
-        ("subarachnoid CSF", "cortex", -1.5),
-        ("subarachnoid CSF", "cerebellar cortex", -1.5),
+        ("subarachnoid CSF", "cortex", SULCAL_SHADE),
+        ("subarachnoid CSF", "cerebellar cortex", SULCAL_SHADE),
     )
     for own, other, weight in pairs:
         nearby = ndimage.gaussian_filter((labels == CLASS[other]).astype(np.float32), 1.0, truncate=2.5)
@@ -200,8 +212,10 @@ def _wrap_head(labels: np.ndarray) -> np.ndarray:
 def mni_anatomy() -> Anatomy:
     """The MNI152 average brain from the tissue maps that nilearn carries, wrapped in layers of a head.
 
-    Ventricles are the fluid that the brain encloses deep inside; the other classes are the likelier of grey and white
-    matter. An average has no fine sulci: use it where no label map is at hand.
+    Classes are drawn from the maps' probabilities with noise of 3 mm, always the same: the likeliest class
+    everywhere would be smoother than any head, and fluid, that is nowhere the likeliest class in the average of many
+    sulci, would be lost. Ventricles are the fluid that the brain encloses deep inside; deep grey matter, which the maps
+    call half grey and half white, lies in ellipsoids. Use label maps of individuals where they are at hand.
     """
     from nilearn import datasets
 
@@ -210,14 +224,26 @@ def mni_anatomy() -> Anatomy:
         datasets.load_mni152_wm_template(1),
         datasets.load_mni152_brain_mask(1),
     )
+    affine = maps[0].affine
     grey, white, mask = (np.asarray(image.dataobj, np.float32) for image in maps)
-    mask = ndimage.binary_fill_holes(mask > 0.5)
-    fluid = np.clip(1 - grey - white, 0, 1)
-    labels = np.array([CLASS["cortex"], CLASS["white matter"], CLASS["subarachnoid CSF"]], np.uint8)[
-        np.argmax([grey, white, fluid], axis=0)
-    ] * mask.astype(np.uint8)
+    box = _box(mask > 0.5, 2)
+    grey, white, mask = grey[box], white[box], ndimage.binary_fill_holes(mask[box] > 0.5)
+    rng = np.random.default_rng(0)
+    scores = []
+    for probability in (grey, white, np.clip(1 - grey - white, 0, 1)):
+        noise = ndimage.gaussian_filter(rng.standard_normal(mask.shape, np.float32), 1.2)
+        scores.append(np.log(probability + 0.01) + MNI_NOISE * noise / noise.std())
+    classes = np.array([CLASS["cortex"], CLASS["white matter"], CLASS["subarachnoid CSF"]], np.uint8)
+    labels = classes[np.argmax(scores, axis=0)] * mask.astype(np.uint8)
     deep = ndimage.distance_transform_edt(mask)
     labels[(labels == CLASS["subarachnoid CSF"]) & (deep > 22)] = CLASS["ventricular CSF"]
+    # the axes of the maps are those of MNI space
+    grid = np.ogrid[box]
+    x, y, z = (affine[k, k] * grid[k].astype(np.float32) + affine[k, 3] for k in range(3))
+    for tissue, (centre, radii) in DEEP_GREY.items():
+        offsets = zip((abs(x), y, z), centre, radii, strict=True)
+        inside = sum(((axis - c) / r) ** 2 for axis, c, r in offsets) < 1
+        labels[inside & (grey > 0.15) & (grey + white > 0.6)] = CLASS[tissue]
     return _finish("mni152", _wrap_head(labels[_box(mask, 0)]))
 
 

@@ -7,6 +7,7 @@ costs three small matrix products whatever the width of the profile.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Generator, Tensor
@@ -16,7 +17,7 @@ from training.simulation.randomness import (
     chance,
     gaussian_matrix,
     integer,
-    smooth_field,
+    smooth_sum,
     uniform,
 )
 
@@ -80,19 +81,39 @@ def random_shifts(size: int, generator: Generator) -> Tensor:
     return shifts
 
 
+def bias_field(
+    shape: Sequence[int], deviation: float, spacing: float, generator: Generator, device: torch.device | str
+) -> Tensor:
+    """(X, Y, Z) positive factors of the receive coil: exp of a smooth field of `deviation` that varies over `spacing`
+    voxels."""
+    return smooth_sum(generator, shape, [(deviation, spacing)], device).exp_()
+
+
+def rician(image: Tensor, sigma: Tensor | float, generator: Generator) -> Tensor:
+    """Magnitude of the image with independent Gaussian noise of SD `sigma` in its real and its imaginary part
+    (Gudbjartsson and Patz, Magn. Reson. Med. 1995). `generator` is of the image's device."""
+    real, imaginary = (torch.randn(image.shape, generator=generator, device=image.device) for _ in range(2))
+    return torch.hypot(real.mul_(sigma).add_(image), imaginary.mul_(sigma))
+
+
+def power(image: Tensor, gamma: float, peak: Tensor | float) -> Tensor:
+    """(image / peak)^gamma: keeps air and `peak`, and changes the contrast between."""
+    return (image / (peak + 1e-6)) ** gamma
+
+
 def acquire(
     image: Tensor, generator: Generator, noise_generator: Generator, *, strength: float = 1.0
 ) -> tuple[Tensor, dict]:
     """One realistic acquisition of an ideal (X, Y, Z) image, and the parameters drawn.
 
-    In order: multiplicative bias field; motion along a random axis (one in eight); blur in plane, slices of 1 to 7 mm
-    with gaps along a random axis in half of the draws, shifted by a fraction of a millimetre; Rician noise on the
+    In order: multiplicative bias field; motion along a random axis (one in eight); blur in plane, and in half of the
+    draws slices of 1 to 7 mm with gaps along a random axis, the first of them at a random place; Rician noise on the
     acquired slices; interpolation back to the grid; gamma. `strength` 0 leaves all but a minimal blur out.
     """
     device, shape = image.device, image.shape
     drawn: dict[str, float | int | bool] = {}
     bias = strength * uniform(generator, 0, 0.3)
-    image = image * torch.exp(bias * smooth_field(generator, shape, max(shape) / uniform(generator, 1, 2.5), device))
+    image = image * bias_field(shape, bias, max(shape) / uniform(generator, 1, 2.5), generator, device)
     drawn["bias"] = bias
     if chance(generator, 0.125 * strength):
         axis = integer(generator, 0, 2)
@@ -126,13 +147,11 @@ def acquire(
     noise = strength * uniform(generator, 0, 0.045) * (0.5 if chance(generator, 0.5) else 1.0)
     peak = image[::3, ::3, ::3].flatten().kthvalue(max(int(0.98 * image[::3, ::3, ::3].numel()), 1)).values
     if noise > 0:
-        sigma = noise * peak
-        real = image + sigma * torch.randn(image.shape, generator=noise_generator, device=device)
-        image = torch.hypot(real, sigma * torch.randn(image.shape, generator=noise_generator, device=device))
+        image = rician(image, noise * peak, noise_generator)
     image = apply_matrices(image, restored).clamp(min=0)
     drawn["noise"] = noise
     if chance(generator, 0.3 * strength):
         gamma = math.exp(uniform(generator, -0.3, 0.3))
-        image = (image / (peak + 1e-6)) ** gamma
+        image = power(image, gamma, peak)
         drawn["gamma"] = gamma
     return image, drawn

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
+from training.simulation.anatomy import Anatomy
 from training.simulation.randomness import chance, integer, smooth_field, uniform
 from training.simulation.tissues import CLASS, LEVELS
 
@@ -51,15 +52,18 @@ def _pick(seeds: Tensor, origin: Tensor, shape: torch.Size, generator: Generator
     return None
 
 
-def white_matter_lesions(labels: Tensor, severity: Tensor, white: Tensor, periventricular: Tensor, origin: Tensor,
-                         generator: Generator) -> None:  # fmt: skip
-    """Multiple-sclerosis-like and vascular lesions: few large, many small, most near the ventricles; in place."""
+def white_matter_lesions(
+    labels: Tensor, severity: Tensor, anatomy: Anatomy, origin: Tensor, generator: Generator
+) -> None:
+    """Multiple-sclerosis-like and vascular lesions in place: few large, many small; most near the ventricles, some
+    beside the cortex, others anywhere in white matter."""
+    places = (anatomy.periventricular, anatomy.juxtacortical, anatomy.white_matter)
     count = integer(generator, 1, 6) if chance(generator, 0.5) else integer(generator, 6, 40)
     enhancing = chance(generator, 0.15)
     scale = uniform(generator, 0.7, 1.3)
     for _ in range(count):
-        beside = chance(generator, 0.6)
-        centre = _pick(periventricular if beside else white, origin, labels.shape, generator, 4)
+        place = places[0 if chance(generator, 0.55) else 1 if chance(generator, 0.35) else 2]
+        centre = _pick(place, origin, labels.shape, generator, 4)
         if centre is None:
             continue
         radius = scale * uniform(generator, 1.2, 3.0) * (uniform(generator, 1, 3.0) if chance(generator, 0.25) else 1)
@@ -76,6 +80,7 @@ def white_matter_lesions(labels: Tensor, severity: Tensor, white: Tensor, perive
         if peak > 0.85 and radius > 3.5 and chance(generator, 0.4):
             hole = inside & (distance < 0.4)
             labels[box] = torch.where(hole, CLASS["cavity"], labels[box])
+            severity[box] = torch.where(hole, LEVELS // 2, severity[box])
 
 
 def glioma(labels: Tensor, severity: Tensor, white: Tensor, origin: Tensor, generator: Generator) -> Mass | None:
@@ -87,6 +92,7 @@ def glioma(labels: Tensor, severity: Tensor, white: Tensor, origin: Tensor, gene
     if centre is None:
         return None
     device = labels.device
+    texture = severity.clone()
     core = uniform(generator, 5, 20)
     radii = core * (0.75 + 0.5 * torch.rand(3, generator=generator))
     spread = radii + uniform(generator, 4, 30)
@@ -108,6 +114,7 @@ def glioma(labels: Tensor, severity: Tensor, white: Tensor, origin: Tensor, gene
         if chance(generator, 0.8):
             region = torch.where(solid & (near < outer - rim), CLASS["cavity"], region)
     labels[box] = region
+    severity[box] = torch.where(solid, texture[box], severity[box])  # oedema had left its own
     return Mass(centre, 1.4 * core, core * uniform(generator, 0.05, 0.45))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -50,11 +51,24 @@ def apply_matrices(volume: Tensor, matrices: Sequence[Tensor | None]) -> Tensor:
 
 def smooth_field(generator: Generator, shape: Sequence[int], spacing: float, device: torch.device | str) -> Tensor:
     """A smooth Gaussian field of about unit variance and correlation length `spacing` voxels."""
-    matrices = [spline_matrix(size, spacing, device) for size in shape]
-    knots = torch.randn([matrix.shape[1] for matrix in matrices], generator=generator, device=generator.device).to(
-        device
-    )
-    return apply_matrices(knots, matrices) * 2.9  # the sum of squared cubic B-spline weights averages 0.48 an axis
+    return smooth_sum(generator, shape, [(1.0, spacing)], device)
+
+
+def smooth_sum(
+    generator: Generator, shape: Sequence[int], terms: Sequence[tuple[float, float]], device: torch.device | str
+) -> Tensor:
+    """The sum of independent smooth fields, each given as (standard deviation, spacing in voxels).
+
+    The knots of all fields are expanded along the first axis by one matrix product, which costs more than all else.
+    """
+    along_x, partly = [], []
+    for deviation, spacing in terms:
+        matrices = [spline_matrix(size, spacing, device) for size in shape]
+        knots = torch.randn([matrix.shape[1] for matrix in matrices], generator=generator, device=generator.device)
+        # the sum of squared cubic B-spline weights averages 0.48 an axis
+        partly.append(apply_matrices(2.9 * deviation * knots.to(device), [None, *matrices[1:]]))
+        along_x.append(matrices[0])
+    return apply_matrices(torch.cat(partly), [torch.cat(along_x, 1), None, None])
 
 
 def gaussian_matrix(size: int, sigma: float, device: torch.device | str = "cpu") -> Tensor:
@@ -62,3 +76,17 @@ def gaussian_matrix(size: int, sigma: float, device: torch.device | str = "cpu")
     index = torch.arange(size, device=device, dtype=torch.float32)
     weights = torch.exp(-0.5 * ((index[:, None] - index) / max(sigma, 1e-3)) ** 2)
     return weights / weights.sum(1, keepdim=True)
+
+
+def slight_blur(volume: Tensor, sigma: float) -> Tensor:
+    """Gaussian blur of (X, Y, Z) by `sigma` <= 0.5 voxels: neighbours alone have a weight; borders are replicated."""
+    side = math.exp(-0.5 / sigma**2)
+    side /= 1 + 2 * side
+    for axis, size in enumerate(volume.shape):
+        blurred = (1 - 2 * side) * volume
+        for ahead, behind in ((slice(1, size), slice(0, size - 1)), (slice(0, 1), slice(0, 1))):
+            blurred.movedim(axis, 0)[ahead].add_(volume.movedim(axis, 0)[behind], alpha=side)
+        for ahead, behind in ((slice(0, size - 1), slice(1, size)), (slice(size - 1, size), slice(size - 1, size))):
+            blurred.movedim(axis, 0)[ahead].add_(volume.movedim(axis, 0)[behind], alpha=side)
+        volume = blurred
+    return volume

@@ -7,30 +7,35 @@ signals are computed once per class and texture level (a few hundred numbers), l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
-from torch.nn.functional import grid_sample
+from torch.nn.functional import embedding_bag, grid_sample, pad
 
-from training.simulation import signals
 from training.simulation.anatomy import DISTANCE_STEP, SHADE_STEP, Anatomy
-from training.simulation.artefacts import acquire
-from training.simulation.deformation import displace_mass, sampling_positions
+from training.simulation.artefacts import acquire, interpolation_matrix
+from training.simulation.deformation import displace_mass, rigid_motion, rotation_matrix, sampling_positions
 from training.simulation.pathology import glioma, infarct, white_matter_lesions
+from training.simulation.protocols import canonical_protocol, contrast, random_table, wide_protocol
 from training.simulation.randomness import (
     apply_matrices,
     chance,
     device_generator,
-    gaussian_matrix,
+    slight_blur,
     smooth_field,
+    smooth_sum,
     uniform,
 )
-from training.simulation.tissues import CLASS, FIRST_LESION, LEVELS, TEXTURE_RANGE, TISSUES, Relaxation, draw_subject
+from training.simulation.tissues import CLASS, FIRST_LESION, LEVELS, TEXTURE_RANGE, TISSUES, draw_subject
 
 MODALITIES = ("T1", "T1ce", "T2", "FLAIR", "PD")
-TARGET_BLUR = 0.42  # mm, SD of the clean targets' point spread beyond the voxel
+TARGET_BLUR = 0.36  # mm, SD of the clean targets' point spread beyond the voxel
+BRIGHT = 0.995  # the percentile by which images are scaled
+MARGIN = 2  # voxels of air around the part of the anatomy that is sampled
+SHIFT, TURN = 0.8, 1.0  # mm and degrees, the largest misregistration of a source
 PATHOLOGY = {"lesions": 0.45, "glioma": 0.25, "infarct": 0.08}
 
 
@@ -39,7 +44,8 @@ class Simulation:
     """Images of one simulated head, all (X, Y, Z) at 1 mm, axes R, A, S.
 
     targets, sources: modality -> float32 image, non-negative arbitrary units; targets are clean and follow the
-    canonical protocol, sources are acquired with protocols from wide ranges and with artefacts.
+    canonical protocol, sources are acquired with protocols from wide ranges and with artefacts, some of them displaced
+    by what registration leaves over.
     labels: uint8 tissue classes (`tissues.TISSUES`). lesion_mask, brain_mask: bool; outside the brain mask images are
     zero if protocol["skull_stripped"]. target_headroom, source_headroom: how much brighter the whole head is than the
     crop (ratio of their 99.5th percentiles, without artefacts): intensities are scaled by whole heads when the networks
@@ -56,121 +62,116 @@ class Simulation:
     protocol: dict
 
 
-def contrast(modality: str, tissue: Relaxation, protocol: dict) -> Tensor:
-    """Signals (classes, LEVELS) of a protocol: the sequence, the keyword arguments of its equation, the field (T),
-    the dose of contrast agent (1 = standard, T1ce alone) and the share of the fat signal left by fat suppression."""
-    settings = {k: v for k, v in protocol.items() if k not in ("sequence", "field", "dose", "fat")}
-    t1, fat = tissue.t1, torch.ones(len(TISSUES), 1)
-    fat[[CLASS["fat"], CLASS["marrow"]]] = protocol["fat"]
-    if modality == "T1ce":
-        t1 = signals.enhanced_t1(t1, tissue.uptake * protocol["dose"])
-    match protocol["sequence"]:
-        case "mprage":
-            table = signals.mprage(t1, tissue.t2_star, tissue.pd * fat, **settings)
-        case "spgr":
-            table = signals.spoiled_gradient_echo(t1, tissue.t2_star, tissue.pd * fat, **settings)
-        case "flair":
-            table = signals.flair(t1, tissue.t2, tissue.pd * tissue.void * fat, **settings)
-        case _:
-            table = signals.spin_echo(t1, tissue.t2, tissue.pd * tissue.void * fat, **settings)
-    # levels below the mean of fluid in sulci stand for partial volume with cortex
-    share = 0.8 * torch.linspace(1, -1, LEVELS).clamp(min=0) ** 1.5
-    fluid = CLASS["subarachnoid CSF"]
-    table[fluid] += share * (table[CLASS["cortex"], LEVELS // 2] - table[fluid])
-    return table
-
-
-def canonical_protocol(modality: str, generator: Generator) -> dict:
-    """The narrow protocol of a target image (3 T); settings vary by a few per cent."""
-    jitter = uniform(generator, 0.97, 1.03)
-    if modality in ("T1", "T1ce"):
-        drawn = {"sequence": "mprage", "tr": 2100.0, "ti": 800 * jitter, "te": 3.0, "flip": 9.0}
-        return {"field": 3.0, "dose": 1.0, "fat": 1.0} | drawn
-    if modality == "FLAIR":
-        null = signals.flair_null(4200, 9000)
-        return {"field": 3.0, "sequence": "flair", "tr": 9000.0, "ti": null * jitter, "te": 130.0, "fat": 0.4}
-    te, tr = (94 * jitter, 5500.0) if modality == "T2" else (15 * jitter, 4500.0)
-    return {"field": 3.0, "sequence": "spin echo", "tr": tr, "te": te, "fat": 0.9}
-
-
-def wide_protocol(modality: str, generator: Generator) -> dict:
-    """A protocol as it might have been acquired, at 1.5 or 3 T."""
-
-    def draw(low: float, high: float) -> float:
-        return uniform(generator, low, high)
-
-    field = 1.5 if chance(generator, 0.4) else 3.0
-    common = {"field": field, "fat": draw(0.05, 0.5) if chance(generator, 0.35) else draw(0.5, 1.2)}
-    if modality == "T1ce":
-        common["dose"] = draw(0.5, 1.6)
-    if modality in ("T1", "T1ce"):
-        kind = draw(0, 1)
-        if kind < 0.5:
-            tr = draw(1800, 2500)
-            ti = draw(700, 1150)
-            return common | {"sequence": "mprage", "tr": tr, "ti": ti, "te": draw(2, 4.5), "flip": draw(7, 12)}
-        if kind < 0.75:
-            return common | {"sequence": "spgr", "tr": draw(7, 30), "te": draw(2, 6), "flip": draw(14, 32)}
-        return common | {"sequence": "spin echo", "tr": draw(400, 800), "te": draw(8, 18)}
-    if modality == "FLAIR":
-        tr = draw(6000, 11000)
-        null = signals.flair_null(4200 if field == 3.0 else 3600, tr)
-        return common | {"sequence": "flair", "tr": tr, "ti": null * draw(0.92, 1.06), "te": draw(75, 140)}
-    tr, te = (draw(3000, 8000), draw(75, 125)) if modality == "T2" else (draw(2000, 5500), draw(8, 32))
-    return common | {"sequence": "spin echo", "tr": tr, "te": te}
-
-
-def random_table(physical: Tensor, generator: Generator) -> Tensor:
-    """A non-physical contrast: random mean and texture per class, mixed with the physical one; air stays dark."""
-    weight = uniform(generator, 0.3, 1.0)
-    mean = torch.rand(len(physical), 1, generator=generator)
-    slope = 0.05 * torch.randn(len(physical), 1, generator=generator)
-    drawn = (mean + slope * torch.linspace(-TEXTURE_RANGE, TEXTURE_RANGE, LEVELS)).clamp(min=0)
-    table = (1 - weight) * physical / physical.amax() + weight * drawn
-    table[CLASS["air"]] = 0
-    return table
-
-
 def _texture(shape: Sequence[int], generator: Generator, noise_generator: Generator, device: torch.device) -> Tensor:
-    """A unit-variance field: fine grain and smooth variation in about equal shares."""
-    grain = smooth_field(noise_generator, shape, uniform(generator, 1.5, 2.5), device)
-    share = uniform(generator, 0.4, 0.65)
-    return share * grain + (1 - share) * 1.2 * smooth_field(generator, shape, 18, device)
+    """A field of about unit variance: fine grain and smooth variation over a centimetre or so."""
+    grain, share = uniform(generator, 1.5, 2.5), uniform(generator, 0.5, 0.75)
+    terms = [(share, grain), (math.sqrt(1 - share**2), uniform(generator, 6, 16))]
+    return smooth_sum(noise_generator, shape, terms, device)
 
 
 def _vessels(shape: Sequence[int], generator: Generator, device: torch.device) -> Tensor:
     """Tubes: where two smooth fields cross zero together."""
-    first, second = (smooth_field(generator, shape, 7, device) for _ in range(2))
-    return first**2 + second**2 < uniform(generator, 0.01, 0.07)
+    first, second = (smooth_field(generator, shape, 7, device).square_() for _ in range(2))
+    return first.add_(second) < uniform(generator, 0.03, 0.16)
 
 
-def _sample(volumes: Tensor, positions: Tensor, mode: str = "bilinear") -> Tensor:
-    """Interpolate (C, I, J, K) at index positions (X, Y, Z, 3); zero outside. Slabs keep all CPU cores busy."""
-    size = torch.tensor(volumes.shape[1:], device=positions.device)
-    grid = ((2 * positions + 1) / size - 1).flip(-1)
-    slabs = 8 if grid.shape[0] % 8 == 0 and grid.device.type == "cpu" else 1
-    grid = grid.unflatten(0, (slabs, -1))
-    sampled = grid_sample(volumes.expand(slabs, -1, -1, -1, -1), grid, mode=mode, align_corners=False)
-    return sampled.transpose(0, 1).flatten(1, 2)
+def _region(positions: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
+    """Lowest index and size of the part of the anatomy that `positions` lie in.
+
+    The deformation folds nowhere, so the outermost positions are on the faces of the volume.
+    """
+    faces = torch.cat([positions.movedim(k, 0)[[0, -1]].reshape(-1, 3) for k in range(3)])
+    low = (faces.amin(0).floor() - 2).clamp(min=0).long().cpu()
+    high = torch.minimum(faces.amax(0).ceil().long().cpu() + 3, torch.tensor(shape))
+    return low, high
+
+
+def sample_signals(index: Tensor, tables: Tensor, positions: Tensor) -> Tensor:
+    """Look the signals of the voxels up and interpolate them linearly at positions, for all contrasts at once.
+
+    The images of the whole anatomy are never formed: the eight neighbours' rows of the table are averaged.
+
+    index: int16 (I, J, K), rows of the table. tables: (rows, C). positions: (X, Y, Z, 3) in voxels, at least 0 and
+    below the last voxel of each axis. Returns (C, X, Y, Z).
+    """
+    _, rows, columns = index.shape
+    strides = torch.tensor([rows * columns, columns, 1], dtype=torch.int32, device=index.device)
+    corners = torch.tensor([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)], device=index.device)
+    steps = (corners * strides).sum(1, dtype=torch.int32)
+    index = index.flatten()
+    shape = positions.shape[:3]
+    images = torch.empty(tables.shape[1], *shape, device=index.device)
+    slab = 4 if index.device.type == "cpu" else shape[0]  # small enough for the cache of a CPU
+    for start in range(0, shape[0], slab):
+        base, part, weights = 0, positions[start : start + slab], 1.0
+        for axis in range(3):
+            floor = part[..., axis].floor()
+            fraction = (part[..., axis] - floor).flatten()
+            base = base + floor.int().flatten() * strides[axis]
+            both = torch.stack([1 - fraction, fraction])
+            weights = weights * both.view(*(2 if k == axis else 1 for k in range(3)), -1)
+        neighbours = index.index_select(0, (base[:, None] + steps).flatten()).int().view(-1, 8)
+        signal = embedding_bag(neighbours, tables, per_sample_weights=weights.flatten(0, 2).T.contiguous(), mode="sum")
+        images[:, start : start + slab] = signal.T.unflatten(1, (-1, *shape[1:]))
+    return images
+
+
+def sample_nearest(labels: Tensor, positions: Tensor) -> Tensor:
+    """Values of the voxels (I, J, K) nearest to positions (X, Y, Z, 3) inside."""
+    _, rows, columns = labels.shape
+    nearest = [positions[..., axis].round().int() for axis in range(3)]
+    flat = (nearest[0] * rows + nearest[1]) * columns + nearest[2]
+    return labels.flatten().index_select(0, flat.flatten()).view(flat.shape)
+
+
+def _sample_coarse(volume: Tensor, positions: Tensor) -> Tensor:
+    """Linear interpolation of a smooth volume (I, J, K) at every second position of each axis, and between these."""
+    size = torch.tensor(volume.shape, device=positions.device)
+    grid = ((2 * positions[::2, ::2, ::2] + 1) / size - 1).flip(-1)
+    half = grid_sample(volume[None, None], grid[None], align_corners=False)[0, 0]
+    back = [
+        interpolation_matrix(n, m, 2, -0.5).to(volume) for n, m in zip(positions.shape[:3], half.shape, strict=True)
+    ]
+    return apply_matrices(half, back)
 
 
 def _brightest(values: Tensor) -> float:
     """The 99.5th percentile."""
     values = values.flatten()
-    return float(values.kthvalue(max(int(0.995 * values.numel()), 1)).values)
+    return float(values.kthvalue(max(int(BRIGHT * values.numel()), 1)).values)
 
 
-def _headroom(crop: Tensor, table: Tensor, anatomy: Anatomy, stripped: bool) -> float:
-    """Ratio of the 99.5th percentiles of the whole head and of a crop; limited, should the crop be nearly empty."""
-    box = (
-        tuple(slice(*ends, 3) for ends in zip(*anatomy.brain_box, strict=True))
-        if stripped
-        else (slice(None, None, 3),) * 3
-    )
-    head = table[:, LEVELS // 2][anatomy.labels[box].int()]
+def _brightest_class(counts: Tensor, signals: Tensor) -> float:
+    """The 99.5th percentile of an image that has `counts[c]` voxels of `signals[c]`."""
+    order = signals.argsort()
+    below = counts[order].cumsum(0)
+    return float(signals[order[torch.searchsorted(below, BRIGHT * below[-1])]])
+
+
+def _count_classes(anatomy: Anatomy, stripped: bool) -> Tensor:
+    """Voxels of each class in the whole head, or in the box around the brain with all else as air."""
     if stripped:
-        head = head * (anatomy.brain_distance[box] < 128)
-    return min(max(_brightest(head) / max(_brightest(crop[::2, ::2, ::2]), 1e-6), 0.5), 4.0)
+        box = tuple(slice(*ends, 3) for ends in zip(*anatomy.brain_box, strict=True))
+        labels = anatomy.labels[box] * (anatomy.brain_distance[box] < 128)
+    else:
+        labels = anatomy.labels[::3, ::3, ::3]
+    return labels.flatten().bincount(minlength=len(TISSUES)).double()
+
+
+def _misregister(image: Tensor, generator: Generator, strength: float) -> tuple[Tensor, dict]:
+    """Move the head as it lay when this contrast was acquired: what registration leaves over.
+
+    In half of the draws: a shift of less than 0.8 mm in any direction, and a turn of up to a degree about the centre.
+    """
+    distance, turns = torch.rand(1, generator=generator) * SHIFT, 2 * torch.rand(3, generator=generator) - 1
+    direction = torch.randn(3, generator=generator)
+    axis_of_turn = turns / turns.norm().clamp(min=1)
+    if not chance(generator, 0.5) or strength == 0:
+        return image, {}
+    shift = strength * distance * direction / direction.norm()
+    degrees = strength * TURN * axis_of_turn
+    moved = rigid_motion(image, rotation_matrix(degrees.tolist()), shift)
+    return moved, {"shift": shift.tolist(), "turn": degrees.tolist()}
 
 
 def simulate(
@@ -186,28 +187,29 @@ def simulate(
     pathology: float = 1.0,
     artefacts: float = 1.0,
     deform: float = 1.0,
+    misregistration: float = 1.0,
 ) -> Simulation:
     """Simulate a head; the same state of `generator` (a CPU generator) gives the same images.
 
     shape: voxels of 1 mm. sources, targets: the modalities to compute. random_contrast: probability, per source, of a
     contrast that follows no physics. skull_strip: probability that everything outside the brain is zero, in all
     images of the case. pathology, artefacts, deform: factors on the probabilities of lesions (`PATHOLOGY`), on the
-    artefacts of the sources and on the deformation of the anatomy.
+    artefacts of the sources and on the deformation of the anatomy. misregistration: factor on the rigid motion of each
+    source against the label map (0: none); targets are never moved.
     """
     device = torch.device(device)
     noise_generator = device_generator(generator, device)
     positions = sampling_positions(anatomy, shape, generator, device, deform=deform)
-    flat = positions.reshape(-1, 3)
-    low = (flat.amin(0).floor() - 2).clamp(min=0).long().cpu()
-    high = torch.minimum(flat.amax(0).ceil().long().cpu() + 3, torch.tensor(anatomy.labels.shape))
+    low, high = _region(positions, anatomy.labels.shape)
     region = tuple(slice(a, b) for a, b in zip(low.tolist(), high.tolist(), strict=True))
-    positions -= low.to(positions)
+    low -= MARGIN
 
-    labels = anatomy.labels[region].to(device, copy=True)
+    labels = pad(anatomy.labels[region].to(device), (MARGIN,) * 6)
     case: dict = {"anatomy": anatomy.name, "pathology": []}
     texture = _texture(labels.shape, generator, noise_generator, device)
-    texture.add_(anatomy.shade[region].to(device), alpha=uniform(generator, 0.6, 1.1) / SHADE_STEP)
-    level = (texture * ((LEVELS - 1) / (2 * TEXTURE_RANGE)) + LEVELS / 2).clamp_(0, LEVELS - 1).byte()
+    inner = (slice(MARGIN, -MARGIN),) * 3
+    texture[inner].add_(anatomy.shade[region].to(device), alpha=uniform(generator, 0.6, 1.1) / SHADE_STEP)
+    level = texture.mul_((LEVELS - 1) / (2 * TEXTURE_RANGE)).add_(LEVELS / 2).clamp_(0, LEVELS - 1).byte()
     vessel = _vessels(labels.shape, generator, device) & (labels == CLASS["subarachnoid CSF"])
     labels.masked_fill_(vessel, CLASS["vessel"])
     if chance(generator, 0.5):  # hyperintensities of the label map itself, else healthy white matter
@@ -215,12 +217,15 @@ def simulate(
     drawn = {kind: chance(generator, pathology * probability) for kind, probability in PATHOLOGY.items()}
     case["pathology"] = [kind for kind, present in drawn.items() if present]
     if drawn["lesions"]:
-        white_matter_lesions(labels, level, anatomy.white_matter, anatomy.periventricular, low, generator)
+        white_matter_lesions(labels, level, anatomy, low, generator)
     if drawn["infarct"]:
         infarct(labels, level, anatomy.white_matter, low, generator)
     mass = glioma(labels, level, anatomy.white_matter, low, generator) if drawn["glioma"] else None
+    positions -= low.to(positions)
     if mass is not None:
         positions = displace_mass(positions, *mass)
+    for axis, size in enumerate(labels.shape):
+        positions[..., axis].clamp_(0, size - 1.001)
 
     subject = draw_subject(generator)
     tables, protocols = [], []
@@ -237,26 +242,29 @@ def simulate(
         tables.append(table)
         protocols.append(protocol)
 
-    index = labels.int().mul_(LEVELS).add_(level).flatten()
-    ideal = torch.stack([table.flatten().to(device)[index].view(labels.shape) for table in tables])
-    ideal = _sample(ideal, positions)
-    labels = _sample(labels[None].float(), positions, "nearest")[0].round().byte()
-    distance = _sample(anatomy.brain_distance[region].to(device)[None].float() - 255, positions)[0] + 127
-    edge = uniform(generator, -1, 3)
+    index = labels.short().mul_(LEVELS).add_(level)
+    ideal = sample_signals(index, torch.stack([table.flatten() for table in tables], 1).to(device), positions)
+    labels = sample_nearest(labels, positions)
+    distance = pad(anatomy.brain_distance[region].to(device), (MARGIN,) * 6, value=255).float().sub_(128)
+    distance = _sample_coarse(distance, positions)
+    edge = uniform(generator, -1.5, 2.5)
     rough = uniform(generator, 0, 0.8) * smooth_field(generator, shape, 6, device)
     brain = distance / DISTANCE_STEP + rough < edge
     stripped = chance(generator, skull_strip)
     case |= {"skull_stripped": stripped, "mask_edge": edge}
 
-    blur = [gaussian_matrix(n, TARGET_BLUR, device) for n in shape]
+    counts = _count_classes(anatomy, stripped)
     images, headroom = [], []
-    for number, image in enumerate(ideal):
-        headroom.append(_headroom(image * brain if stripped else image, tables[number], anatomy, stripped))
+    for number, (image, table) in enumerate(zip(ideal, tables, strict=True)):
+        bright = _brightest((image[::2, ::2, ::2] * brain[::2, ::2, ::2]) if stripped else image[::2, ::2, ::2])
+        whole = _brightest_class(counts, table[:, LEVELS // 2])
+        headroom.append(min(max(whole / max(bright, 1e-6), 0.5), 4.0))  # limited, should the crop be nearly empty
         if number < len(targets):
-            result = apply_matrices(image, blur)
+            result = slight_blur(image, TARGET_BLUR)
         else:
-            result, artefact = acquire(image, generator, noise_generator, strength=artefacts)
-            protocols[number] |= artefact
+            moved, motion = _misregister(image, generator, misregistration)
+            result, artefact = acquire(moved, generator, noise_generator, strength=artefacts)
+            protocols[number] |= motion | artefact
         images.append(result.mul_(brain) if stripped else result)
     case["targets"] = dict(zip(targets, protocols, strict=False))
     case["sources"] = dict(zip(sources, protocols[len(targets) :], strict=True))

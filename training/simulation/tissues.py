@@ -13,12 +13,13 @@ import torch
 from torch import Generator, Tensor
 
 LEVELS = 32  # texture (or severity) steps within a class
+T2_TEXTURE = 1.5  # T2 varies more than T1 within a tissue: T2 and FLAIR images of white matter are less even than T1
 TEXTURE_RANGE = 4.0  # the outermost levels, in standard deviations of the texture field
 
 
 class Tissue(NamedTuple):
-    """T1 (ms, at 1.5 and 3 T), T2 and T2* (ms), PD (water = 1), texture (relative SD of T1 and T2), spread (relative SD
-    between subjects), uptake (mM of gadolinium), void (signal left after flow in spin-echo sequences)."""
+    """T1 (ms, at 1.5 and 3 T), T2 and T2* (ms), PD (water = 1), texture (relative SD of T1 within the tissue), spread
+    (relative SD between subjects), uptake (mM of gadolinium), void (signal left after flow in spin-echo sequences)."""
 
     name: str
     t1_15: float
@@ -34,20 +35,20 @@ class Tissue(NamedTuple):
 
 TISSUES = (
     Tissue("air", 1000, 1000, 1, 1, 0.0),
-    Tissue("white matter", 600, 850, 73, 50, 0.69, 0.04, 0.02, 0.004),
-    Tissue("cortex", 980, 1290, 87, 55, 0.84, 0.06, 0.02, 0.01),
-    Tissue("cerebellar white matter", 650, 900, 76, 48, 0.71, 0.05, 0.02, 0.004),
-    Tissue("cerebellar cortex", 970, 1270, 87, 52, 0.84, 0.07, 0.02, 0.01),
-    Tissue("thalamus", 800, 1090, 78, 48, 0.77, 0.06, 0.02, 0.008),
-    Tissue("caudate", 950, 1250, 82, 48, 0.81, 0.04, 0.02, 0.008),
-    Tissue("putamen", 900, 1220, 78, 44, 0.80, 0.05, 0.025, 0.008),
-    Tissue("pallidum", 740, 990, 65, 32, 0.74, 0.05, 0.04, 0.008),
-    Tissue("hippocampus and amygdala", 1020, 1330, 94, 52, 0.83, 0.06, 0.02, 0.01),
-    Tissue("brainstem", 690, 960, 82, 46, 0.73, 0.07, 0.02, 0.006),
+    Tissue("white matter", 600, 850, 73, 50, 0.70, 0.034, 0.02, 0.004),
+    Tissue("cortex", 1000, 1320, 88, 55, 0.82, 0.045, 0.02, 0.01),
+    Tissue("cerebellar white matter", 650, 900, 76, 48, 0.71, 0.04, 0.02, 0.004),
+    Tissue("cerebellar cortex", 980, 1290, 87, 52, 0.82, 0.05, 0.02, 0.01),
+    Tissue("thalamus", 740, 1010, 75, 48, 0.75, 0.04, 0.02, 0.008),
+    Tissue("caudate", 900, 1210, 77, 48, 0.79, 0.035, 0.02, 0.008),
+    Tissue("putamen", 830, 1120, 73, 44, 0.78, 0.035, 0.025, 0.008),
+    Tissue("pallidum", 700, 940, 64, 32, 0.73, 0.04, 0.04, 0.008),
+    Tissue("hippocampus and amygdala", 1020, 1330, 94, 52, 0.83, 0.045, 0.02, 0.01),
+    Tissue("brainstem", 690, 960, 82, 46, 0.73, 0.05, 0.02, 0.006),
     Tissue("ventricular CSF", 3600, 4200, 1600, 900, 1.0, 0.01, 0.03, 0.003),
-    Tissue("subarachnoid CSF", 3500, 4100, 1400, 700, 1.0, 0.03, 0.03, 0.003),
+    Tissue("subarachnoid CSF", 3500, 4100, 1400, 700, 1.0, 0.03, 0.03, 0.003, 0.85),
     Tissue("choroid plexus", 1400, 1800, 130, 60, 0.85, 0.10, 0.10, 0.30),
-    Tissue("vessel", 1500, 1900, 140, 45, 0.70, 0.10, 0.10, 0.50, 0.35),
+    Tissue("vessel", 1500, 1900, 140, 45, 0.70, 0.10, 0.10, 0.35, 0.35),
     Tissue("dura", 750, 1000, 45, 20, 0.55, 0.10, 0.10, 0.20),
     Tissue("fat", 300, 370, 95, 45, 0.62, 0.06, 0.06),
     Tissue("muscle", 950, 1250, 40, 26, 0.78, 0.10, 0.06, 0.06),
@@ -85,8 +86,9 @@ class Relaxation(NamedTuple):
 def draw_subject(generator: Generator) -> dict[float, Relaxation]:
     """Draw a subject's tissue parameters: the same relative deviations at each field strength {1.5, 3.0} T.
 
-    Level l of a class stands for the texture value z in [-TEXTURE_RANGE, TEXTURE_RANGE] (T1 and T2 scaled by
-    exp(texture z)); of "lesion" and "oedema" for the severity between white matter (first level) and full (last).
+    Level l of a class stands for the texture value z in [-TEXTURE_RANGE, TEXTURE_RANGE] (T1 scaled by exp(texture z),
+    T2 by exp(T2_TEXTURE texture z)); of "lesion" and "oedema" for the severity between white matter (first level) and
+    full (last).
     """
     columns = torch.tensor([tissue[1:] for tissue in TISSUES], dtype=torch.float32).T[:, :, None]
     t1_15, t1_30, t2, t2_star, pd, texture, spread, uptake, void = columns
@@ -108,11 +110,11 @@ def draw_subject(generator: Generator) -> dict[float, Relaxation]:
     return {
         field: Relaxation(
             finish(t1 * d_t1 * vary),
-            finish(t2 * factor * d_t2 * vary),
-            finish(t2_star * (4.5 - field) / 1.5 * d_t2 * vary),
+            finish(t2 * factor * d_t2 * vary**T2_TEXTURE),
+            finish(t2_star * (4.5 - field) / 1.5 * d_t2 * vary**T2_TEXTURE),
             finish(pd * d_pd * vary**0.3).clamp(max=1.1),
             finish((uptake * d_uptake).clamp(min=1e-4)),
-            finish((void * d_void).clamp(max=1)),
+            finish(void**d_void),  # varies where there is flow
         )
         for field, t1, factor in ((1.5, t1_15, 1.06), (3.0, t1_30, 1.0))
     }
