@@ -4,11 +4,18 @@ Stages, in the order in which they build on each other: segmenter (for the perce
 first stage is a learned one), spade, diffusion; regression needs the autoencoder alone. Then: export. ``simulate``
 writes subjects to look at. ``torchrun --nproc-per-node N -m training STAGE --run-folder FOLDER ...`` trains on N
 devices.
+
+``evaluate`` scores a run's networks, or a package (``--package NAME_OR_FOLDER``), on a folder of subjects
+(``--subjects FOLDER``), on the test split of the recipe's scans, or on simulated heads where it has none::
+
+    python -m training evaluate --config FILE --run FOLDER --output FOLDER
+    python -m training evaluate --package micro --subjects FOLDER --output FOLDER --robustness
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -18,6 +25,7 @@ from MissingModalitySynthLib.errors import InputError, OutOfMemoryError, OutputE
 
 from . import distributed
 from .configuration import ABLATIONS, SIMULATOR_OPTIONS, STAGES, load_configuration
+from .evaluation import command as evaluation
 from .export import export
 from .simulated_subjects import write_subjects
 from .stages import load_anatomies, run_stage
@@ -27,25 +35,28 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("stage", choices=[*STAGES, "export", "simulate"])
+    parser.add_argument("stage", choices=[*STAGES, "evaluate", "export", "simulate"])
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file")
-    parser.add_argument("--config", type=Path, required=True, help="recipe, e.g. training/configs/micro-simulated.yaml")
+    parser.add_argument("--config", type=Path, help="recipe, e.g. training/configs/micro-simulated.yaml")
     parser.add_argument("--ablation", choices=ABLATIONS, help="a row of ALDM Table 3")
     # torchrun takes --run for an abbreviation of an option of its own
     run_help = "folder of checkpoints and logs; a run found there goes on"
     parser.add_argument("--run", "--run-folder", type=Path, help=run_help)
     parser.add_argument("--max-minutes", type=float, help="stop after this time, with a checkpoint to resume from")
-    parser.add_argument("--output", type=Path, help="export: the package to write; simulate: the folder to write")
-    parser.add_argument("--cases", type=int, default=4, help="simulate: number of subjects")
+    parser.add_argument("--output", type=Path, help="export: the package; evaluate, simulate: the folder to write")
+    parser.add_argument("--cases", type=int, default=4, help="evaluate, simulate: number of simulated subjects")
+    parser.add_argument("--evaluation", type=Path, help="export: the evaluation.json whose results the model card gets")
+    evaluation.add_arguments(parser)
     options = parser.parse_intermixed_args(arguments)
-    if options.stage != "simulate" and options.run is None:
-        parser.error(f"{options.stage} needs --run")
-    if options.stage not in STAGES and options.output is None:
-        parser.error(f"{options.stage} needs --output")
+    _check(options, parser)
     try:
-        configuration = load_configuration(options.config, options.overrides, options.ablation)
-        if options.stage == "export":
-            package = export(configuration, options.run, options.output)
+        # without a recipe: the defaults, which overrides may change
+        configuration = load_configuration(options.config or Path(os.devnull), options.overrides, options.ablation)
+        if options.stage == "evaluate":
+            print(evaluation.run(options, configuration))
+            print(f"Wrote '{options.output}'.", file=sys.stderr)
+        elif options.stage == "export":
+            package = export(configuration, options.run, options.output, evaluation=options.evaluation)
             print(f"Wrote '{package.path}', methods {', '.join(package.methods)}.")
         elif options.stage == "simulate":
             data = configuration["data"]
@@ -80,6 +91,25 @@ def main(arguments: list[str] | None = None) -> int:
     finally:
         distributed.stop()
     return 0
+
+
+def _check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """End with one sentence where options are missing or belong to another command."""
+    stage, evaluate = options.stage, options.stage == "evaluate"
+    if not evaluate and (foreign := evaluation.given(options)):
+        parser.error(f"{foreign[0]} belongs to evaluate, not to {stage}")
+    if options.evaluation and stage != "export":
+        parser.error(f"--evaluation belongs to export, not to {stage}")
+    if options.config is None and not (evaluate and options.package and options.subjects):
+        parser.error(f"{stage} needs --config" + (", or --package and --subjects" if evaluate else ""))
+    if evaluate and options.run is None and options.package is None:
+        parser.error("evaluate needs --run or --package")
+    if evaluate and (options.cases < 1 or (options.samples or 1) < 1):
+        parser.error("evaluate needs --cases and --samples of 1 or more")
+    if stage not in ("simulate", "evaluate") and options.run is None:
+        parser.error(f"{stage} needs --run")
+    if stage not in STAGES and options.output is None:
+        parser.error(f"{stage} needs --output")
 
 
 if __name__ == "__main__":

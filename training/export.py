@@ -11,13 +11,17 @@ import torch
 from MissingModalitySynthLib.errors import InputError
 from MissingModalitySynthLib.model_package import ModelPackage
 from MissingModalitySynthLib.package_store import write_package
+from MissingModalitySynthLib.translators import Translator
 
+from .ablations import AblatedTranslator
 from .checkpoint import averaged_weights
 from .configuration import STAGES
+from .evaluation.tables import pair_table
 from .stages import CHECKPOINT, is_ablated, translator_options
 
 # What the last stage of a method makes. Runs may also have trained MS-SPADE and bridge together in "aldm".
 _METHODS = {"diffusion": "aldm", "aldm": "aldm", "regression": "regression"}
+ABLATION = "ablation"  # a method that only the evaluation knows
 VERSION = "0.1.0"
 INTENDED_USE = (
     "Research, and visual comparison by professionals who also see the acquired images. Not a medical device, not for "
@@ -30,27 +34,46 @@ LIMITS = """\
 - Fat, bone and face are drawn roughly; only the brain was modelled with care."""
 
 
-def export(configuration: dict[str, Any], run: Path, output: Path) -> ModelPackage:
+def export(
+    configuration: dict[str, Any],
+    run: Path,
+    output: Path,
+    *,
+    evaluation: Path | None = None,
+    for_evaluation: bool = False,
+) -> ModelPackage:
     """Write the package of every method that was trained in a run; ALDM is the default method where it is there.
 
     Args:
         configuration: settings of the run.
         run: folder with one subfolder per stage.
         output: folder of the package; replaced if it exists.
+        evaluation: an ``evaluation.json`` of these weights, whose results become part of the model card.
+        for_evaluation: an ablated run is packed as well, as the method :data:`ABLATION` of :func:`build_ablation`.
 
     Raises:
-        InputError: when no stage was trained, or the settings are those of an ablation.
+        InputError: when no stage was trained, the settings are those of an ablation, or the evaluation cannot be read.
     """
-    if is_ablated(configuration):
+    ablated = is_ablated(configuration)
+    if ablated and not for_evaluation:
         raise InputError("An ablation lacks parts that a package must have: evaluate it, and export another run.")
+    results = _results(evaluation) if evaluation else ""
+    known = dict(_METHODS)
+    if ablated:
+        last = "diffusion" if configuration["diffusion"]["use_denoiser"] else "spade"
+        known = {last: ABLATION, "regression": "regression"}
     trained = [run / stage for stage in (*STAGES, "aldm") if (run / stage / CHECKPOINT).exists()]
     methods, tensors = {}, {}
     for folder in trained:
-        if method := _METHODS.get(folder.name):
-            methods[method] = translator_options(method, configuration)
+        if method := known.get(folder.name):
+            methods[method] = translator_options("aldm" if method == ABLATION else method, configuration)
             tensors[method] = finite_as_float16(averaged_weights(folder / CHECKPOINT)[0])
+    if ablated and ABLATION in methods:
+        methods[ABLATION] |= {
+            key: configuration["diffusion"][key] for key in ("use_spade", "use_palette", "use_denoiser")
+        }
     if not methods:
-        raise InputError(f"The folder '{run}' has no checkpoint of any of {', '.join(_METHODS)}.")
+        raise InputError(f"The folder '{run}' has no checkpoint of any of {', '.join(known)}.")
     data = _data_source(configuration)
     table = "\n".join(_row(folder) for folder in trained)
     modalities = list(configuration["modalities"])
@@ -70,7 +93,7 @@ def export(configuration: dict[str, Any], run: Path, output: Path) -> ModelPacka
 
 Recipe: `training/configs`, networks `{_networks(configuration)}`, seed {configuration["seed"]}.
 
-## Intended use
+{results}## Intended use
 
 {INTENDED_USE}
 
@@ -98,12 +121,20 @@ Recipe: `training/configs`, networks `{_networks(configuration)}`, seed {configu
             "percentiles": [0.5, 99.5],
             "network_data_format": _data_format(modalities),
         },
-        networks={"default_method": "aldm" if "aldm" in methods else "regression", "methods": methods},
+        networks={"default_method": next(m for m in ("aldm", *methods) if m in methods), "methods": methods},
         tensors=tensors,
         model_card=card,
         licence=(Path(__file__).parent.parent / "LICENSE").read_text(encoding="utf-8"),
         replace=True,
     )
+
+
+def build_ablation(**options: Any) -> Translator:
+    """The translator of an ablated run, from its options in a package."""
+    model = AblatedTranslator(**options)
+    if not options["use_denoiser"]:
+        model.denoiser = None
+    return model
 
 
 def finite_as_float16(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -118,6 +149,18 @@ def finite_as_float16(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
         elif name.endswith("codebook.ema_cluster_size"):
             replaced[name] = torch.ones_like(tensor)
     return weights | replaced
+
+
+def _results(path: Path) -> str:
+    """The model card's section of results, from an evaluation's JSON."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        about, table = content["about"], pair_table(content["summary"])
+        subjects = f"{about['data']}: {', '.join(about['subjects'])}"
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise InputError(f"'{path}' is no evaluation.json that can be read ({error!r}); run evaluate again.") from error
+    meaning = "PSNR in dB / SSIM over the crop of the head, mean over subjects"
+    return f"## Results\n\nMeasured on {subjects}. {meaning}.\n\n{table}\n\n"
 
 
 def _networks(configuration: dict[str, Any]) -> str:

@@ -71,14 +71,14 @@ def ssim(
         InputError: an axis is shorter than the window, the mask is empty, or the window unknown.
     """
     _check(prediction, target, mask)
-    mean, ssim_map = _ssim_map(prediction, target, data_range, window)
-    return mean if mask is None else _mean(ssim_map[mask.astype(bool)])
+    mean, similarity = ssim_map(prediction, target, data_range, window)
+    return mean if mask is None else _mean(similarity[mask.astype(bool)])
 
 
-def _ssim_map(
+def ssim_map(
     prediction: np.ndarray, target: np.ndarray, data_range: float = 1.0, window: str = "gaussian"
 ) -> tuple[float, np.ndarray]:
-    """The mean over the voxels whose window lies fully in the volume, and the SSIM of every voxel."""
+    """As :func:`ssim`: the mean over the voxels whose window lies fully in the volume, and the SSIM of every voxel."""
     if window not in _SSIM_WINDOWS:
         raise InputError(f"Unknown SSIM window {window!r}: choose one of {', '.join(_SSIM_WINDOWS)}.")
     if min(target.shape) < _SSIM_WIDTH[window]:
@@ -88,10 +88,10 @@ def _ssim_map(
         )
     from skimage.metrics import structural_similarity
 
-    mean, ssim_map = structural_similarity(
+    mean, similarity = structural_similarity(
         prediction, target, data_range=data_range, full=True, **_SSIM_WINDOWS[window]
     )
-    return float(mean), ssim_map
+    return float(mean), similarity
 
 
 def _mean(values: np.ndarray) -> float:
@@ -130,13 +130,22 @@ def scale_to_target(
     """
     _check(prediction, target, mask)
     inside = mask.astype(bool)
-    bottom, top = np.percentile(target[_box(inside)], [low, high])
+    bottom, top = np.percentile(target[box_of(inside)], [low, high])
     scaled_target = np.clip((target - bottom) / max(top - bottom, 1e-6), 0, 1) * inside
-    x, y = prediction[inside].astype(np.float64), scaled_target[inside].astype(np.float64)
+    gain, offset = gain_and_offset(prediction, scaled_target, inside)
+    scaled_prediction = np.clip(gain * prediction + offset, 0, 1) * inside
+    return scaled_prediction.astype(np.float32), scaled_target.astype(np.float32)
+
+
+def gain_and_offset(prediction: np.ndarray, target: np.ndarray, mask: np.ndarray) -> tuple[float, float]:
+    """The gain and the offset that bring a prediction closest to the target inside ``mask``, by least squares.
+
+    A constant prediction gets the gain 0 and the target's mean as offset.
+    """
+    x, y = _inside(prediction, target, mask)
     variance = np.var(x)
     gain = np.mean((x - x.mean()) * (y - y.mean())) / variance if variance > 0 else 0.0
-    scaled_prediction = np.clip(gain * (prediction - x.mean()) + y.mean(), 0, 1) * inside
-    return scaled_prediction.astype(np.float32), scaled_target.astype(np.float32)
+    return float(gain), float(y.mean() - gain * x.mean())
 
 
 def compare(prediction: np.ndarray, target: np.ndarray, mask: np.ndarray | None = None) -> dict[str, float]:
@@ -160,16 +169,72 @@ def compare(prediction: np.ndarray, target: np.ndarray, mask: np.ndarray | None 
 
         mask = head_mask(target)
     scaled_prediction, scaled_target = scale_to_target(prediction, target, mask)
-    box = _box(mask.astype(bool))
+    box = box_of(mask.astype(bool))
     p, t, inside = scaled_prediction[box], scaled_target[box], mask[box].astype(bool)
-    _, ssim_map = _ssim_map(p, t)  # the slowest part by far: once for both means
+    _, similarity = ssim_map(p, t)  # the slowest part by far: once for both means
     return {
         "psnr": psnr(p, t),
         "nmse": nmse(p, t),
-        "ssim": _mean(ssim_map),
+        "ssim": _mean(similarity),
         "psnr_mask": psnr(p, t, mask=inside),
-        "ssim_mask": _mean(ssim_map[inside]),
+        "ssim_mask": _mean(similarity[inside]),
         "mae_mask": mae(p, t, mask=inside),
+    }
+
+
+def spectral_error(prediction: np.ndarray, target: np.ndarray, bands: int = 16) -> float:
+    """Mean absolute difference in dB of two volumes' power spectra, averaged within bands of spatial frequency.
+
+    A blurred prediction lacks power in the upper bands, a noisy one has too much there, whatever its PSNR says. The
+    bands are equally wide, from 0 (which is left out) to the Nyquist frequency of the axes. 0 for equal spectra.
+    """
+    _check(prediction, target, None)
+    frequencies = np.meshgrid(*(np.fft.fftfreq(n) for n in target.shape[:2]), np.fft.rfftfreq(target.shape[2]),
+                              indexing="ij", sparse=True)  # fmt: skip
+    radius = np.sqrt(sum(frequency**2 for frequency in frequencies))
+    band = np.where((radius > 0) & (radius <= 0.5), np.ceil(2 * bands * radius), 0).astype(int).ravel()
+    powers = [
+        np.bincount(band, weights=np.abs(np.fft.rfftn(array)).ravel() ** 2, minlength=bands + 1)[1:]
+        for array in (prediction, target)
+    ]
+    smallest = max(np.finfo(np.float32).tiny, 1e-12 * max(power.max() for power in powers))
+    decibel = [10 * np.log10(np.maximum(power, smallest)) for power in powers]
+    filled = np.bincount(band, minlength=bands + 1)[1:] > 0  # a small volume has few frequencies
+    return float(np.mean(np.abs(decibel[0] - decibel[1])[filled]))
+
+
+def calibration(error: np.ndarray, deviation: np.ndarray, bins: int = 10) -> dict[str, float | list[float]]:
+    """Whether a predicted standard deviation says how large the error is.
+
+    Args:
+        error: prediction minus target, (N,), on one scale with
+        deviation: the predicted standard deviation, (N,), non-negative.
+        bins: of equal numbers of voxels, in the order of their deviation.
+
+    Returns:
+        deviation_bins, error_bins: by bin, the root mean square of the deviation and of the error: on the diagonal
+            where calibrated. ence: expected normalized calibration error, the mean over the bins of
+            |error - deviation| / deviation (Levi et al., Sensors 2022), without bins of no deviation at all.
+            correlation: Pearson's, of |error| and deviation over voxels; NaN where either is constant.
+
+    Raises:
+        InputError: the shapes differ, or there are fewer voxels than bins.
+    """
+    _check(error, deviation, None)
+    if error.size < bins:
+        raise InputError(f"Calibration in {bins} bins needs as many voxels, but there are {error.size}.")
+    order = np.argsort(deviation, axis=None, kind="stable")
+    error, deviation = error.ravel()[order].astype(np.float64), deviation.ravel()[order].astype(np.float64)
+    rms = [
+        np.array([np.sqrt(np.mean(part**2)) for part in np.array_split(values, bins)]) for values in (deviation, error)
+    ]
+    known = rms[0] > 0
+    constant = np.std(deviation) == 0 or np.std(np.abs(error)) == 0
+    return {
+        "deviation_bins": rms[0].tolist(),
+        "error_bins": rms[1].tolist(),
+        "ence": float(np.mean(np.abs(rms[1] - rms[0])[known] / rms[0][known])) if known.any() else float("nan"),
+        "correlation": float("nan") if constant else float(np.corrcoef(np.abs(error), deviation)[0, 1]),
     }
 
 
@@ -193,7 +258,7 @@ def _inside(prediction: np.ndarray, target: np.ndarray, mask: np.ndarray | None)
     return prediction.astype(np.float64), target.astype(np.float64)
 
 
-def _box(inside: np.ndarray) -> tuple[slice, ...]:
-    """The slices of the smallest box around the true voxels, wider by ``CROP_MARGIN`` where the volume has room."""
-    where = [np.flatnonzero(inside.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
-    return tuple(slice(max(int(w[0]) - CROP_MARGIN, 0), int(w[-1]) + CROP_MARGIN + 1) for w in where)
+def box_of(mask: np.ndarray, margin: int = CROP_MARGIN) -> tuple[slice, ...]:
+    """The slices of the smallest box around the true voxels, wider by ``margin`` where the volume has room."""
+    where = [np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+    return tuple(slice(max(int(w[0]) - margin, 0), int(w[-1]) + margin + 1) for w in where)

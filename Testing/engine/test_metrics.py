@@ -11,7 +11,18 @@ from monai.metrics import DiceMetric, MAEMetric, PSNRMetric, SSIMMetric
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from MissingModalitySynthLib.errors import InputError
-from MissingModalitySynthLib.metrics import compare, dice, mae, nmse, psnr, scale_to_target, ssim
+from MissingModalitySynthLib.metrics import (
+    calibration,
+    compare,
+    dice,
+    gain_and_offset,
+    mae,
+    nmse,
+    psnr,
+    scale_to_target,
+    spectral_error,
+    ssim,
+)
 
 torch.set_num_threads(2)
 
@@ -214,3 +225,49 @@ def test_importing_the_metrics_loads_neither_scikit_image_nor_torch():
     code = "import MissingModalitySynthLib.metrics, sys; print({'skimage', 'scipy', 'torch'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
+
+
+def test_the_gain_and_offset_are_those_of_a_least_squares_line(head):
+    target, mask = head
+    prediction = 3 * target**2 - 7
+    expected = np.polyfit(prediction[mask].astype(float), target[mask].astype(float), 1)
+    assert gain_and_offset(prediction, target, mask) == pytest.approx(tuple(expected), rel=1e-6)
+    assert gain_and_offset(np.full_like(target, 5), target, mask) == pytest.approx((0, target[mask].mean()))
+
+
+def test_doubling_the_amplitude_is_a_spectral_error_of_six_decibel(pair):
+    target = pair[1]
+    assert spectral_error(2 * target, target) == pytest.approx(20 * math.log10(2), abs=1e-4)
+    assert spectral_error(target, target) == 0
+
+
+def test_a_blur_shows_in_the_spectrum_and_a_shift_does_not():
+    target = np.random.default_rng(0).standard_normal((24, 22, 20))
+    blurred = (target + np.roll(target, 1, axis=0) + np.roll(target, -1, axis=0)) / 3
+    assert spectral_error(np.roll(target, 5, axis=1), target) == pytest.approx(0, abs=1e-9)
+    assert spectral_error(blurred, target) > 1
+
+
+def test_deviations_that_errors_were_drawn_from_are_calibrated():
+    rng = np.random.default_rng(0)
+    deviation = rng.uniform(0.01, 0.2, 200_000)
+    error = rng.standard_normal(deviation.shape) * deviation
+    found = calibration(error, deviation)
+    assert found["ence"] < 0.02
+    assert found["error_bins"] == pytest.approx(found["deviation_bins"], rel=0.03)
+    assert found["correlation"] == pytest.approx(np.corrcoef(np.abs(error), deviation)[0, 1])
+
+
+@given(st.floats(0.1, 10))
+@settings(max_examples=10)
+def test_deviations_that_are_wrong_by_a_factor_have_a_calibration_error_of_that_factor_minus_one(factor):
+    deviation = np.linspace(0.1, 1, 1000)
+    error = factor * deviation * np.where(np.arange(1000) % 2, 1, -1)
+    assert calibration(error, deviation)["ence"] == pytest.approx(abs(factor - 1), abs=1e-9)
+
+
+def test_a_constant_deviation_correlates_with_nothing_and_too_few_voxels_are_refused():
+    assert math.isnan(calibration(np.arange(20.0), np.ones(20))["correlation"])
+    assert math.isnan(calibration(np.arange(20.0), np.zeros(20))["ence"])
+    with pytest.raises(InputError, match="10 bins"):
+        calibration(np.arange(5.0), np.ones(5))
