@@ -21,6 +21,7 @@ from .simulation.simulator import Simulation, simulate
 # Chances of one, two, three sources: the hardest case is the commonest in use.
 SOURCE_COUNTS = (0.65, 0.25, 0.10)
 GAIN_JITTER = 0.12
+KEPT_CASES = 8  # at most so many heads of a small data set are kept in memory
 
 
 @dataclass(frozen=True)
@@ -45,18 +46,23 @@ class Pair:
 
 
 def by_number(
-    stream: Callable[[torch.Generator], Iterator[Pair]], seed: int, pairs_per_case: int
+    stream: Callable[[torch.Generator], Iterator[Pair]], seed: int, pairs_per_case: int, cases: int | None = None
 ) -> Callable[[int], Pair]:
     """A stream of pairs as a function of the pair's number: each case has a generator of its own.
 
-    Pair 1000 of a run is then the same whether the run began at 0 or was resumed at 999.
+    Pair 1000 of a run is then the same whether the run began at 0 or was resumed at 999. With ``cases`` the first
+    so many come again and again.
     """
 
-    @lru_cache(maxsize=1)
+    @lru_cache(maxsize=min(cases or 1, KEPT_CASES))
     def case(number: int) -> list[Pair]:
         return list(islice(stream(generator_at(seed, number)), pairs_per_case))
 
-    return lambda number: case(number // pairs_per_case)[number % pairs_per_case]
+    def pair(number: int) -> Pair:
+        position = number // pairs_per_case
+        return case(position % cases if cases else position)[number % pairs_per_case]
+
+    return pair
 
 
 def choose(generator: torch.Generator, count: int) -> int:

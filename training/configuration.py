@@ -13,7 +13,7 @@ from MissingModalitySynthLib.errors import InputError
 from MissingModalitySynthLib.modality import MODALITIES
 from MissingModalitySynthLib.networks.configurations import CONFIGURATIONS
 
-SIMULATOR_OPTIONS = ("random_contrast", "skull_strip", "pathology", "artefacts")
+SIMULATOR_OPTIONS = ("random_contrast", "skull_strip", "pathology", "artefacts", "misregistration")
 STAGES = ("segmenter", "autoencoder", "spade", "diffusion", "regression")
 
 DEFAULTS: dict[str, Any] = {
@@ -25,12 +25,14 @@ DEFAULTS: dict[str, Any] = {
     "data": {
         "shapes": [[96, 96, 96]],  # of the crops, in voxels, drawn evenly
         "pairs_per_case": 2,  # targets that are taken from one simulated head or scanned subject
+        "cases": None,  # how many heads or visits to scanned subjects there are; null: ever new ones
         # simulated heads
         "anatomies": None,  # folder of SynthSeg label maps; null: the MNI152 maps alone; "procedural": for tests
         "random_contrast": 0.2,
         "skull_strip": 0.6,
         "pathology": 1.0,
         "artefacts": 1.0,
+        "misregistration": 1.0,
         # scans; null: simulated heads only
         "real": None,  # folder or CSV table
         "real_share": 1.0,  # of the pairs
@@ -69,8 +71,8 @@ DEFAULTS: dict[str, Any] = {
     },
     "spade": {
         "optimizer_steps": 20000,
-        "latent_weight": 0.1,
-        "image_weight": 1.0,
+        "latent_weight": 1.0,
+        "image_weight": 4.0,
         "self_weight": 0.1,
         "cycle_weight": 0.1,
         "information_weight": 0.0,
@@ -82,8 +84,8 @@ DEFAULTS: dict[str, Any] = {
         "sigma": 0.3,  # noise of the bridge, near the spread of what it has to add: else only its first step matters
         "eta": 0.0,  # of the sampler in paper mode
         "train_spade": False,  # train MS-SPADE along, and the stage "spade" is not needed
-        "latent_weight": 0.1,
-        "image_weight": 1.0,
+        "latent_weight": 1.0,
+        "image_weight": 4.0,
         "spade_weight": 0.5,
         "start_share": 0.5,
         "weighting": "none",  # of the time steps in paper mode; or "min_snr"
@@ -92,7 +94,7 @@ DEFAULTS: dict[str, Any] = {
         "use_palette": True,
         "use_denoiser": True,
     },
-    "regression": {"optimizer_steps": 4000, "latent_weight": 0.1, "image_weight": 1.0},
+    "regression": {"optimizer_steps": 4000, "latent_weight": 1.0, "image_weight": 4.0},
 }
 
 # Settings that are one of a few words.

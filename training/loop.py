@@ -90,7 +90,7 @@ def train(
     for module in frozen:
         module.eval()
     average = copy.deepcopy(model).requires_grad_(False).eval()
-    _recompute(model, checkpointed)
+    recompute(model, checkpointed)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trained:  # a parameter that no example uses has a gradient of 0, in one process as in many
         parameter.grad = torch.zeros_like(parameter)
@@ -180,7 +180,7 @@ def _update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
             a.copy_(b)
 
 
-def _recompute(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> None:
+def recompute(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> None:
     """Gradient checkpointing (Chen et al. 2016): modules of these classes keep their inputs alone."""
     for module in model.modules():
         if isinstance(module, kinds):

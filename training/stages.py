@@ -32,19 +32,20 @@ from .segmenter import CLASSES, SegmenterFeatures, build_segmenter, load_segment
 from .simulation.anatomy import Anatomy, mni_anatomy, procedural_head, synthseg_anatomy
 
 CHECKPOINT = "checkpoint.safetensors"
-_BLOCKS = (AEKLResBlock, DiffusionUNetResnetBlock, spade_network._ResidualBlock)
+RECOMPUTED = (AEKLResBlock, DiffusionUNetResnetBlock, spade_network._ResidualBlock)
 _WHITENING = 1 << 40  # the number of the first example that measures latents, after all that train
 _ABLATED = ("use_spade", "use_palette", "use_denoiser")
 Examples = Callable[[int], Pair]
 
 
 class Stage(NamedTuple):
-    """What :func:`~.loop.train` needs to know of a stage."""
+    """What :func:`~.loop.train` needs to know of a stage; ``take_over`` loads what earlier stages have learned."""
 
     model: nn.Module
     losses: Callable[[nn.Module, Pair, torch.Generator], Terms]
     show: Callable[[nn.Module, Pair], dict[str, torch.Tensor]]
     frozen: Sequence[nn.Module] = ()
+    take_over: Callable[[Path, Examples], None] = lambda run, examples: None
 
 
 def run_stage(stage: str, configuration: dict[str, Any], run: Path, max_minutes: float | None = None) -> None:
@@ -55,9 +56,10 @@ def run_stage(stage: str, configuration: dict[str, Any], run: Path, max_minutes:
     """
     torch.manual_seed(configuration["seed"])
     examples = make_examples(configuration, run, all_images=stage == "regression")
-    built = _BUILDERS[stage](configuration, run, examples)
+    built = build_stage(stage, configuration)
+    built.take_over(run, examples)
     machine = dict(configuration["machine"])
-    checkpointed = _BLOCKS if machine.pop("gradient_checkpointing") else ()
+    checkpointed = RECOMPUTED if machine.pop("gradient_checkpointing") else ()
     train(
         built.model,
         built.losses,
@@ -111,9 +113,9 @@ def make_examples(configuration: dict[str, Any], run: Path, *, all_images: bool 
         options |= {"policy": data["broken"], "skipped": skipped}
         streams.append(lambda g: subject_pairs(subjects, g, **common, **options))
     if len(streams) == 1:
-        return by_number(streams[0], seed, data["pairs_per_case"])
+        return by_number(streams[0], seed, data["pairs_per_case"], data["cases"])
     in_a_row = data["pairs_per_case"]  # a case is of one stream: nothing of a head goes to waste
-    return by_number(lambda g: mixed_pairs([s(g) for s in streams], shares, g, in_a_row), seed, in_a_row)
+    return by_number(lambda g: mixed_pairs([s(g) for s in streams], shares, g, in_a_row), seed, in_a_row, data["cases"])
 
 
 def real_subjects(configuration: dict[str, Any], run: Path) -> dict[str, list]:
@@ -171,13 +173,20 @@ def load_translator(method: str, configuration: dict[str, Any], run: Path) -> Tr
     return model.requires_grad_(False).eval()
 
 
-def load_first_stage(model: Translator, configuration: dict[str, Any], run: Path, examples: Examples) -> None:
-    """Take over and freeze the autoencoder, where the first stage is a learned one, and whiten its latents."""
-    stage = model.first_stage.requires_grad_(False).eval()
-    if next(stage.parameters(), None) is not None:
-        stage.load_state_dict(with_prefix(_weights_of("autoencoder", run), "first_stage."))
+def load_first_stage(
+    model: Translator, configuration: dict[str, Any], stage: str, run: Path, examples: Examples
+) -> None:
+    """Take over the autoencoder, where the first stage is a learned one, and whiten its latents.
+
+    Nothing is done where the stage has a checkpoint already, which holds both.
+    """
+    if (run / stage / CHECKPOINT).exists():
+        return
+    first_stage = model.first_stage.eval()
+    if next(first_stage.parameters(), None) is not None:
+        first_stage.load_state_dict(with_prefix(_weights_of("autoencoder", run), "first_stage."))
     numbers = range(_WHITENING, _WHITENING + 12)
-    whiten(stage.to(configuration["device"]), [examples(number).image for number in numbers])
+    whiten(first_stage.to(configuration["device"]), [examples(number).image for number in numbers])
 
 
 @torch.no_grad()
@@ -195,54 +204,58 @@ def _weights_of(stage: str, run: Path) -> dict[str, torch.Tensor]:
     return averaged_weights(path)[0]
 
 
-def _segmenter(configuration: dict[str, Any], run: Path, examples: Examples) -> Stage:
+def build_stage(stage: str, configuration: dict[str, Any]) -> Stage:
+    """The networks of a stage with random weights, and how they are trained."""
+    return _BUILDERS[stage](configuration)
+
+
+def _segmenter(configuration: dict[str, Any]) -> Stage:
     return Stage(build_segmenter(configuration["segmenter"]["width"]), segmenter_losses, _show_segmentation)
 
 
-def _autoencoder(configuration: dict[str, Any], run: Path, examples: Examples) -> Stage:
+def _autoencoder(configuration: dict[str, Any]) -> Stage:
     options = dict(configuration["autoencoder"])
     kind = options.pop("perceptual")
     del options["optimizer_steps"]
-    if options["perceptual_weight"] and kind == "segmenter":
-        options["perceptual"] = SegmenterFeatures(load_segmenter(run / "segmenter" / CHECKPOINT))
+    learned = options["perceptual_weight"] > 0 and kind == "segmenter"
+    if learned:
+        options["perceptual"] = SegmenterFeatures(build_segmenter(configuration["segmenter"]["width"]))
     elif options["perceptual_weight"]:
         from monai.losses import PerceptualLoss
 
         options["perceptual"] = PerceptualLoss(spatial_dims=3, network_type=kind, is_fake_3d="medicalnet" not in kind)
     if "perceptual" in options:
-        options["perceptual"].to(configuration["device"])
+        options["perceptual"].to(configuration["device"]).requires_grad_(False).eval()
     first_stage = network_options(configuration)["first_stage"]
     model = build_autoencoder(first_stage, adversarial=options["adversarial_weight"] > 0)
-    return Stage(model, partial(autoencoder_losses, **options), _show_reconstruction)
+
+    def take_over(run: Path, examples: Examples) -> None:
+        if learned:
+            segmenter = load_segmenter(run / "segmenter" / CHECKPOINT)
+            options["perceptual"].segmenter = segmenter.to(configuration["device"])
+
+    return Stage(model, partial(autoencoder_losses, **options), _show_reconstruction, take_over=take_over)
 
 
-def _spade(configuration: dict[str, Any], run: Path, examples: Examples) -> Stage:
+def _spade(configuration: dict[str, Any]) -> Stage:
     model = AldmTranslator(**translator_options("aldm", configuration))
     model.denoiser = None  # of the next stage
-    if not (run / "spade" / CHECKPOINT).exists():
-        load_first_stage(model, configuration, run, examples)
     model.first_stage.requires_grad_(False)
     weights = {key: value for key, value in configuration["spade"].items() if key.endswith("weight")}
 
     def losses(model: AldmTranslator, pair: Pair, generator: torch.Generator) -> Terms:
         return spade_losses(model, pair, generator, **weights)[0]
 
-    return Stage(model, losses, _show_target_like, [model.first_stage])
+    take_over = partial(load_first_stage, model, configuration, "spade")
+    return Stage(model, losses, _show_target_like, [model.first_stage], take_over)
 
 
-def _diffusion(configuration: dict[str, Any], run: Path, examples: Examples) -> Stage:
+def _diffusion(configuration: dict[str, Any]) -> Stage:
     options = configuration["diffusion"]
     if not options["use_denoiser"]:
         raise InputError("Without a denoiser (diffusion.use_denoiser=false) this stage has nothing to train.")
     model = build_aldm(configuration)
     train_spade = options["train_spade"] and options["use_spade"]
-    if not (run / "diffusion" / CHECKPOINT).exists():
-        if options["use_spade"] and not train_spade:
-            weights = _weights_of("spade", run)
-            model.first_stage.load_state_dict(with_prefix(weights, "first_stage."))
-            model.spade.load_state_dict(with_prefix(weights, "spade."))
-        else:
-            load_first_stage(model, configuration, run, examples)
     frozen = [model.first_stage] if train_spade else [model.first_stage, model.spade]
     for module in frozen:
         module.requires_grad_(False)
@@ -253,19 +266,28 @@ def _diffusion(configuration: dict[str, Any], run: Path, examples: Examples) -> 
         train_spade=train_spade,
         **{name: options[name] for name in names},
     )
-    return Stage(model, losses, _show_translation, frozen)
+
+    def take_over(run: Path, examples: Examples) -> None:
+        if train_spade or not options["use_spade"]:
+            load_first_stage(model, configuration, "diffusion", run, examples)
+        elif not (run / "diffusion" / CHECKPOINT).exists():
+            weights = _weights_of("spade", run)
+            model.first_stage.load_state_dict(with_prefix(weights, "first_stage."))
+            model.spade.load_state_dict(with_prefix(weights, "spade."))
+
+    return Stage(model, losses, _show_translation, frozen, take_over)
 
 
-def _regression(configuration: dict[str, Any], run: Path, examples: Examples) -> Stage:
+def _regression(configuration: dict[str, Any]) -> Stage:
     model = RegressionTranslator(**translator_options("regression", configuration))
-    if not (run / "regression" / CHECKPOINT).exists():
-        load_first_stage(model, configuration, run, examples)
     model.first_stage.requires_grad_(False)
     weights = {key: value for key, value in configuration["regression"].items() if key.endswith("weight")}
-    return Stage(model, partial(regression_losses, **weights), _show_translation, [model.first_stage])
+    losses = partial(regression_losses, **weights)
+    take_over = partial(load_first_stage, model, configuration, "regression")
+    return Stage(model, losses, _show_translation, [model.first_stage], take_over)
 
 
-_BUILDERS: dict[str, Callable[[dict[str, Any], Path, Examples], Stage]] = {
+_BUILDERS: dict[str, Callable[[dict[str, Any]], Stage]] = {
     "segmenter": _segmenter,
     "autoencoder": _autoencoder,
     "spade": _spade,
