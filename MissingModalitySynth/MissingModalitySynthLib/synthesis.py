@@ -74,7 +74,7 @@ def synthesize(
     notices = [notice] if notice else []
     run = Run(progress, cancelled, len(request.targets), request.samples)
     with run.stage("load model"):
-        translator = _load(request.package, request.method)
+        translator = load_translator(request.package, request.method)
     with run.stage("prepare"):
         prepared = _prepare(request, translator.multiple)
     try:
@@ -120,8 +120,12 @@ class _Prepared:
 _loaded: dict[tuple[str, str], Translator] = {}
 
 
-def _load(package: ModelPackage, method: str) -> Translator:
-    """The translator of a package; the last one stays in memory, so that a second run starts at once."""
+def load_translator(package: ModelPackage, method: str) -> Translator:
+    """The translator of a package; the last one stays in memory, so that a second run starts at once.
+
+    Raises:
+        ModelPackageError: the weights are damaged or do not fit what the package says of them.
+    """
     key = (package.digest, method)
     if key not in _loaded:
         configuration, weights = package.configuration(method), package.weights(method)

@@ -174,7 +174,7 @@ def test_with_networks_that_return_their_source_the_pipeline_is_a_round_trip(
     smooth_head, tmp_path, monkeypatch, direction
 ):
     package = package_of(tmp_path / "identity", {"spacing_mm": [1, 1, 1]}, aldm=ALDM)
-    monkeypatch.setattr(synthesis, "_load", lambda *_: Identity())
+    monkeypatch.setattr(synthesis, "load_translator", lambda *_: Identity())
     smooth = smooth_head(centred((60, 78, 66), (1, 1, 1), direction))
     # skull-stripped, and more than 0.5 % of the voxels share the maximum: nothing is clipped by the percentiles
     array = np.where(smooth.array > 300, np.minimum(smooth.array, 1050), 0).astype(np.float32)
