@@ -6,11 +6,11 @@ import torch
 from monai.losses import GlobalMutualInformationLoss
 from torch.nn import functional as F
 
-from MissingModalitySynthLib.diffusion.bridge import interpolate
+from MissingModalitySynthLib.diffusion.bridge import interpolate, preconditioning
 from MissingModalitySynthLib.diffusion.schedules import add_noise
 from MissingModalitySynthLib.networks.first_stage import FirstStage
 from MissingModalitySynthLib.networks.spade import fuse
-from MissingModalitySynthLib.translators.aldm import TIME_SCALE, AldmTranslator
+from MissingModalitySynthLib.translators.aldm import AldmTranslator
 from MissingModalitySynthLib.translators.regression import RegressionTranslator
 
 from .batches import Pair, choose
@@ -129,23 +129,27 @@ def bridge_losses(
     *,
     latent_weight: float = 1.0,
     image_weight: float = 4.0,
-    spade_weight: float = 0.5,
+    spade_weight: float = 1.0,
     start_share: float = 0.5,
     train_spade: bool = True,
 ) -> Terms:
-    """The bridge, alone or trained together with MS-SPADE, its gradient then flowing into MS-SPADE.
+    """The bridge, alone or trained together with MS-SPADE, which learns from its own terms only.
 
-    The velocity v = z_tar - z_src^tar is judged by the end that it points to, in latents and image. ``start_share`` of
-    the times are tau = 0, where every sampler begins; the others are uniform in [0, 1].
+    ||(v - v*) / scale_out||^2 makes every time as hard as any other (Karras et al. 2022, equation 8), and the end that
+    v points to is judged in the image. ``start_share`` of the times are tau = 0, where every sampler begins; the others
+    are uniform in [0, 1).
     """
     terms, start, latents = _start(model, pair, generator, latent_weight, image_weight, spade_weight, train_spade)
     tau = torch.rand(start.shape[0], generator=generator)
     tau = torch.where(torch.rand(start.shape[0], generator=generator) < start_share, 0.0, tau).to(start.device)
     noise = torch.randn(start.shape, generator=generator).to(start.device)
     x = interpolate(start, latents, tau, model.sigma, noise)
-    velocity = model.denoiser(x, start, tau * TIME_SCALE, model.index(pair.target, x))
-    end = start + velocity.float()
-    return terms | {"bridge": squared_error(model.first_stage, end, latents, pair.image, latent_weight, image_weight)}
+    end = start + model.velocity(x, start, tau, model.index(pair.target, x))
+    _, _, scale_out = preconditioning(tau, model.sigma, model.spread)
+    loss = latent_weight * ((end - latents) / scale_out).square().mean()
+    if image_weight:
+        loss = loss + image_weight * F.mse_loss(model.first_stage.decode(end), pair.image)
+    return terms | {"bridge": loss}
 
 
 def diffusion_losses(
@@ -155,7 +159,7 @@ def diffusion_losses(
     *,
     latent_weight: float = 1.0,
     image_weight: float = 4.0,
-    spade_weight: float = 0.5,
+    spade_weight: float = 1.0,
     weighting: str = "none",
     train_spade: bool = False,
 ) -> Terms:
@@ -193,11 +197,11 @@ def _start(
     spade_weight: float,
     train_spade: bool,
 ) -> tuple[Terms, torch.Tensor, torch.Tensor]:
-    """The terms of MS-SPADE where it is trained along, the target-like latents, and the target's latents."""
+    """The terms of MS-SPADE where it is trained along, target-like latents without gradient, the target's latents."""
     with torch.no_grad():
         latents = model.first_stage.encode(pair.image)
         if not train_spade:
             return {}, model.condition(model.encode(pair.sources), pair.target), latents
     weights = {"translation_weight": spade_weight, "latent_weight": latent_weight, "image_weight": image_weight}
     terms, start = spade_losses(model, pair, generator, **weights)
-    return terms, start, latents
+    return terms, start.detach(), latents

@@ -139,7 +139,7 @@ def translator_options(method: str, configuration: dict[str, Any]) -> dict[str, 
     options = {"modalities": list(configuration["modalities"]), "first_stage": networks["first_stage"]}
     if method == "regression":
         return options | {"unet": networks["regression"]}
-    chosen = {key: configuration["diffusion"][key] for key in ("mode", "steps", "sigma", "eta")}
+    chosen = {key: configuration["diffusion"][key] for key in ("mode", "steps", "sigma", "spread", "eta")}
     return options | {"spade": networks["spade"], "denoiser": networks["denoiser"]} | chosen
 
 

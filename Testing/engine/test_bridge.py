@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from MissingModalitySynthLib.diffusion.bridge import interpolate, sample_bridge
+from MissingModalitySynthLib.diffusion.bridge import interpolate, preconditioning, sample_bridge
 
 SLOPE, OFFSET, DEVIATION = 0.8, 0.3, 0.5
 N = 20_000
@@ -138,3 +138,27 @@ def test_sampling_towards_a_known_end_visits_the_marginals_that_training_saw():
 def test_without_noise_no_noise_is_needed():
     x = interpolate(torch.zeros(2, 3), torch.ones(2, 3), torch.tensor([0.25, 0.5]), sigma=0.0)
     torch.testing.assert_close(x, torch.tensor([[0.25] * 3, [0.5] * 3]))
+
+
+@pytest.mark.parametrize("tau", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize(("sigma", "spread"), [(0.3, 0.5), (0.6, 0.2)])
+def test_the_network_of_the_bridge_sees_unit_variance_and_is_left_what_no_line_can_predict(tau, sigma, spread):
+    velocity = spread * torch.randn(1, 1, 40, 40, 40, generator=generator(1))
+    start = torch.randn(velocity.shape, generator=generator(2))
+    noise = torch.randn(velocity.shape, generator=generator(3))
+    departure = interpolate(start, start + velocity, torch.tensor([tau]), sigma, noise) - start
+    skip, scale_in, scale_out = preconditioning(torch.tensor([tau]), sigma, spread)
+    slope = (departure * velocity).mean() / departure.square().mean()  # least squares
+    assert skip.item() == pytest.approx(slope.item(), rel=0.02)
+    left = (velocity - skip * departure) / scale_out
+    assert (scale_in * departure).std().item() == pytest.approx(1, rel=0.01)
+    assert left.std().item() == pytest.approx(1, rel=0.01)
+    assert (left * departure * scale_in).mean().item() == pytest.approx(0, abs=0.02)
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.4])
+def test_where_the_bridge_begins_the_network_gives_the_whole_velocity(sigma):
+    skip, scale_in, scale_out = preconditioning(torch.zeros(1), sigma, 0.5)
+    assert torch.isfinite(skip).all()
+    assert torch.isfinite(scale_in).all()
+    assert scale_out.item() == pytest.approx(0.5)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from MissingModalitySynthLib.diffusion.bridge import sample_bridge
+from MissingModalitySynthLib.diffusion.bridge import preconditioning, sample_bridge
 from MissingModalitySynthLib.diffusion.schedules import alphas_cumprod
 from MissingModalitySynthLib.translators.aldm import AldmTranslator
 from MissingModalitySynthLib.translators.regression import RegressionTranslator
@@ -145,7 +145,12 @@ def test_the_right_velocity_has_no_loss_on_the_bridge_and_ends_at_the_target(sig
     model = translator(sigma=sigma)
     latents = model.first_stage.encode(PAIR.image)
     model.spade = Fixed(lambda z, target: z)
-    model.denoiser = Fixed(lambda x, start, time, y: latents - start)
+
+    def perfect(departure, start, time, y):
+        skip, scale_in, scale_out = preconditioning(time / 1000, model.sigma, model.spread)
+        return (latents - start - skip * departure / scale_in) / scale_out
+
+    model.denoiser = Fixed(perfect)
     for seed in range(4):
         terms = bridge_losses(model, PAIR, generator(seed), train_spade=False)
         assert set(terms) == {"bridge"}

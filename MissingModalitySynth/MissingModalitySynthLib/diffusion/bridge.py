@@ -30,6 +30,36 @@ def interpolate(
     return x
 
 
+def preconditioning(tau: torch.Tensor, sigma: float, spread: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Scales that leave to the network only what is unknown, of unit variance in and out, at every time.
+
+    With v* ~ N(0, spread^2) and the departure x_tau - start = tau v* + sigma sqrt(tau (1 - tau)) epsilon::
+
+        v = skip (x_tau - start) + scale_out F(scale_in (x_tau - start), start, tau)
+        skip        = spread^2 / q,   q = tau spread^2 + (1 - tau) sigma^2      (the best linear estimate)
+        scale_out^2 = spread^2 sigma^2 (1 - tau) / q                            (the variance that it leaves)
+        scale_in^2  = 1 / (tau q)
+
+    as Karras et al. (EDM, 2022, appendix B.6) derive for diffusion and Zhou et al. (DDBM, 2024) for bridges. Without
+    noise the departure holds v* itself, and the network would have nothing to do after its first step; then nothing is
+    skipped.
+
+    Args:
+        tau: times (B,) in [0, 1).
+        sigma: noise of the bridge.
+        spread: standard deviation of v*, roughly.
+
+    Returns:
+        skip, scale_in and scale_out, each (B, 1, 1, 1, 1).
+    """
+    tau = tau.view(-1, 1, 1, 1, 1)
+    if sigma == 0:
+        return torch.zeros_like(tau), torch.full_like(tau, 1 / spread), torch.full_like(tau, spread)
+    q = tau * spread**2 + (1 - tau) * sigma**2
+    scale_in = (tau * q).clamp_min(1e-12).rsqrt()  # at tau = 0 there is no departure to scale
+    return spread**2 / q, scale_in, spread * sigma * ((1 - tau) / q).sqrt()
+
+
 def sample_bridge(
     velocity: Velocity,
     start: torch.Tensor,

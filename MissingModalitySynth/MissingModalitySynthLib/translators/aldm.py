@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..diffusion.bridge import sample_bridge
+from ..diffusion.bridge import preconditioning, sample_bridge
 from ..diffusion.samplers import OnStep, ddim, ddpm, gaussian
 from ..diffusion.schedules import alphas_cumprod
 from ..networks.configurations import build_first_stage
@@ -31,6 +31,7 @@ class AldmTranslator(Translator):
             ``bridge``: the velocity from target-like to target latents, in few steps (``diffusion/bridge.py``).
         steps: default number of steps.
         sigma: noise of the bridge, in units of the latents' standard deviation.
+        spread: distance of target from target-like latents, roughly, in the same units.
         eta: variance of the paper mode's sampler: 0 is DDIM, 1 with all steps is DDPM.
         schedule: options of :func:`~..diffusion.schedules.alphas_cumprod` for the paper mode.
     """
@@ -47,6 +48,7 @@ class AldmTranslator(Translator):
         mode: str = "bridge",
         steps: int = 2,
         sigma: float = 0.0,
+        spread: float = 0.5,
         eta: float = 0.0,
         schedule: Mapping[str, Any] | None = None,
     ) -> None:
@@ -60,6 +62,7 @@ class AldmTranslator(Translator):
         self.mode = mode
         self.default_steps = steps
         self.sigma = sigma
+        self.spread = spread
         self.eta = eta
         self.alpha_bar = alphas_cumprod(**(schedule or {}))
 
@@ -72,25 +75,34 @@ class AldmTranslator(Translator):
         """Target-like latents z_src^tar, the mean over the available sources: (1, C, x, y, z)."""
         return fuse([self.spade(z, self.index(target, z)).float() for z in latents.values()])
 
+    def velocity(self, x: torch.Tensor, start: torch.Tensor, tau: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Estimate of v* = z_tar - z_src^tar from x_tau (B, C, x, y, z) at the times ``tau`` (B,); float32."""
+        skip, scale_in, scale_out = preconditioning(tau, self.sigma, self.spread)
+        departure = x - start
+        return skip * departure + scale_out * self.denoiser(scale_in * departure, start, tau * TIME_SCALE, y).float()
+
     def sample(
         self, condition: torch.Tensor, target: str, *, steps: int, generator: torch.Generator, on_step: OnStep
     ) -> torch.Tensor:
         """Target latents from target-like latents; see :meth:`Translator.sample`."""
         y = self.index(target, condition)
 
-        def evaluate(x: torch.Tensor, time: float) -> torch.Tensor:
-            times = torch.full((x.shape[0],), float(time), device=x.device)
-            return self.denoiser(x, condition, times, y).to(x.dtype)
+        def times(time: float) -> torch.Tensor:
+            return torch.full((condition.shape[0],), float(time), device=condition.device)
 
         if self.mode == "bridge":
             return sample_bridge(
-                lambda x, tau: evaluate(x, tau * TIME_SCALE),
+                lambda x, tau: self.velocity(x, condition, times(tau), y),
                 condition,
                 steps=steps,
                 sigma=self.sigma,
                 generator=generator,
                 on_step=on_step,
             )
+
+        def evaluate(x: torch.Tensor, t: int) -> torch.Tensor:
+            return self.denoiser(x, condition, times(t), y).to(x.dtype)
+
         noise = gaussian(condition, generator)
         arguments = {"steps": steps, "generator": generator, "on_step": on_step}
         if self.eta == 1.0 and steps >= len(self.alpha_bar):
