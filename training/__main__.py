@@ -19,9 +19,8 @@ import os
 import sys
 from pathlib import Path
 
-import torch
-
-from MissingModalitySynthLib.errors import InputError, OutOfMemoryError, OutputError, SynthesisError
+from MissingModalitySynthLib.device import available_devices, is_out_of_memory
+from MissingModalitySynthLib.errors import Cancelled, InputError, OutOfMemoryError, OutputError, SynthesisError
 
 from . import distributed
 from .configuration import ABLATIONS, SIMULATOR_OPTIONS, STAGES, load_configuration
@@ -71,8 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
             )
             print(f"Wrote {options.cases} subjects to '{options.output}'.")
         else:
-            if configuration["device"].startswith("cuda") and not torch.cuda.is_available():
-                raise InputError("PyTorch finds no CUDA device here: set device=cpu, or install its CUDA build.")
+            _check_device(configuration["device"])
             configuration["device"] = distributed.start(configuration["device"])
             run_stage(options.stage, configuration, options.run, options.max_minutes)
     except (SynthesisError, FloatingPointError) as error:
@@ -81,16 +79,37 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:  # of the log, say on a full disk
         print(f"python -m training: error: A file cannot be read or written: {error}.", file=sys.stderr)
         return OutputError.exit_code
-    except torch.OutOfMemoryError:
+    except ModuleNotFoundError as error:
+        print(
+            f"python -m training: error: The Python package '{error.name}' is missing: pip install nibabel nilearn "
+            "PyYAML tensorboard.",
+            file=sys.stderr,
+        )
+        return InputError.exit_code
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         print(
             "python -m training: error: The device has too little memory; try machine.gradient_checkpointing=true or "
             "smaller data.shapes.",
             file=sys.stderr,
         )
         return OutOfMemoryError.exit_code
+    except KeyboardInterrupt:
+        print("python -m training: Cancelled; a run goes on from its last checkpoint.", file=sys.stderr)
+        return Cancelled.exit_code
     finally:
         distributed.stop()
     return 0
+
+
+def _check_device(name: str) -> None:
+    """Refuse a device that this machine does not have."""
+    devices = available_devices()
+    if name.startswith("cuda") and not devices[0].startswith("cuda"):
+        raise InputError("PyTorch finds no CUDA device here: set device=cpu, or install its CUDA build.")
+    if name not in (*devices, *["cuda"] * devices[0].startswith("cuda")):
+        raise InputError(f"This machine has no device '{name}'; choose one of {', '.join(devices)}.")
 
 
 def _check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
@@ -104,8 +123,10 @@ def _check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None
         parser.error(f"{stage} needs --config" + (", or --package and --subjects" if evaluate else ""))
     if evaluate and options.run is None and options.package is None:
         parser.error("evaluate needs --run or --package")
-    if evaluate and (options.cases < 1 or (options.samples or 1) < 1):
-        parser.error("evaluate needs --cases and --samples of 1 or more")
+    if options.cases < 1 or (options.samples is not None and options.samples < 1):
+        parser.error(f"{stage} needs --cases and --samples of 1 or more")
+    if stage in STAGES and options.output is not None:
+        parser.error(f"--output belongs to evaluate, export and simulate, not to {stage}: use --run")
     if stage not in ("simulate", "evaluate") and options.run is None:
         parser.error(f"{stage} needs --run")
     if stage not in STAGES and options.output is None:

@@ -95,6 +95,17 @@ def read_checkpoint(path: Path, prefix: str = "") -> tuple[dict[str, torch.Tenso
         raise InputError(f"'{path}' cannot be read as a checkpoint ({error}); remove it or restore a copy.") from error
 
 
+def load_weights(module: nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
+    """Load what was read from ``path``. Raises InputError when it belongs to networks of another configuration."""
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        raise InputError(
+            f"'{path}' holds weights of other networks than the recipe's: restore the settings of its run "
+            "(networks, first_stage, modalities), or train that stage again in another run folder."
+        ) from error
+
+
 def with_prefix(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     """The tensors whose names begin with ``prefix``, without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from MissingModalitySynthLib.errors import InputError
 from MissingModalitySynthLib.modality import MODALITIES
@@ -82,7 +81,7 @@ DEFAULTS: dict[str, Any] = {
         "mode": "bridge",  # or "paper": noise is predicted, ALDM eq. 2 and 4
         "steps": 2,  # of the sampler
         "sigma": 0.3,  # noise of the bridge, near the spread of what it has to add: else only its first step matters
-        "spread": 0.5,  # distance of target from target-like latents, roughly: what the bridge's networks have to add
+        "spread": 0.5,  # of the targets about the target-like latents; measured unless MS-SPADE is trained along
         "eta": 0.0,  # of the sampler in paper mode
         "train_spade": False,  # train MS-SPADE along, and the stage "spade" is not needed
         "latent_weight": 1.0,
@@ -97,6 +96,19 @@ DEFAULTS: dict[str, Any] = {
     },
     "regression": {"optimizer_steps": 4000, "latent_weight": 1.0, "image_weight": 4.0},
 }
+
+# Settings that may be null, with the kind that they have else.
+NULLABLE = {"first_stage": str, "data.cases": int, "data.anatomies": str, "data.real": str, "data.cache": str}
+
+# Numbers from 0 to 1; all others are 0 or more. Whole numbers are 1 or more, but for these.
+SHARES = (
+    "data.random_contrast",
+    "data.skull_strip",
+    "data.real_share",
+    "optimizer.ema_decay",
+    "diffusion.start_share",
+)
+FROM_ZERO = ("seed", "optimizer.warm_up")
 
 # Settings that are one of a few words.
 CHOICES = {
@@ -124,6 +136,8 @@ def load_configuration(path: Path, overrides: Iterable[str] = (), ablation: str 
     Raises:
         InputError: no such file or ablation, an unknown key, a value of the wrong kind, or an override without "=".
     """
+    import yaml  # so that a missing package is one sentence of the command line
+
     configuration = deepcopy(DEFAULTS)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -138,15 +152,17 @@ def load_configuration(path: Path, overrides: Iterable[str] = (), ablation: str 
         key, separator, value = override.partition("=")
         if not separator:
             raise InputError(f"'{override}' is no override; write key=value.")
-        nested: Any = yaml.safe_load(value)
+        try:
+            nested: Any = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise InputError(
+                f"The value of the override '{override}' is no YAML; quote it, or close its brackets."
+            ) from error
         for part in reversed(key.split(".")):
             nested = {part: nested}
         _merge(configuration, nested, f"override {key}")
-    for name, allowed in CHOICES.items():
-        group, _, key = name.rpartition(".")
-        value = (configuration[group] if group else configuration)[key]
-        if value not in allowed:
-            raise InputError(f"'{name}' must be one of {', '.join(str(word) for word in allowed)}, not '{value}'.")
+    _check(configuration, DEFAULTS)
+    _check_data(configuration)
     return configuration
 
 
@@ -160,13 +176,20 @@ def network_options(configuration: Mapping[str, Any]) -> dict[str, dict[str, Any
     """Options of "first_stage", "spade", "denoiser" and "regression".
 
     Raises:
-        InputError: no networks of that name.
+        InputError: no networks of that name, or a part of them is missing.
     """
     networks = configuration["networks"]
     if not isinstance(networks, Mapping):
         if networks not in CONFIGURATIONS:
             raise InputError(f"Unknown networks '{networks}'; known are {', '.join(CONFIGURATIONS)}.")
         networks = CONFIGURATIONS[networks]
+    parts = ("first_stage", "spade", "denoiser", "regression")
+    if set(networks) != set(parts) or not all(isinstance(networks[part], Mapping) for part in parts):
+        raise InputError(
+            f"'networks' must be a name or the groups {', '.join(parts)}, not {', '.join(map(str, networks))}."
+        )
+    if "kind" not in networks["first_stage"]:
+        raise InputError("'networks.first_stage' must say its kind: vq, kl or haar.")
     kind, first_stage = configuration["first_stage"], networks["first_stage"]
     if kind not in (None, first_stage["kind"]):
         shared = ("channels", "latent_channels", "num_res_blocks", "norm_num_groups")
@@ -182,15 +205,49 @@ def _merge(into: dict[str, Any], changes: Mapping[str, Any], where: str, prefix:
             raise InputError(f"Unknown key '{prefix}{key}' in {where}; known are {', '.join(into)}.")
         if isinstance(into[key], dict) and key != "networks":
             _merge(into[key], value, where, f"{prefix}{key}.")
-        elif isinstance(into[key], (int, float)) and isinstance(value, str):
-            # YAML 1.1 reads 1e-5, without a point, as text
-            into[key] = _number(value, f"'{prefix}{key}' in {where}")
         else:
             into[key] = value
 
 
-def _number(text: str, where: str) -> float:
+def _check(settings: dict[str, Any], defaults: Mapping[str, Any], prefix: str = "") -> None:
+    """Refuse values that are of another kind than the defaults or out of range; bring numbers to the defaults' kind."""
+    for key, default in defaults.items():
+        name, value = f"{prefix}{key}", settings[key]
+        if key == "networks" or (name in NULLABLE and value is None):
+            continue
+        kind = NULLABLE.get(name, type(default))
+        if kind is dict:
+            _check(value, default, f"{name}.")
+        elif kind in (int, float):
+            settings[key] = _number(name, value, kind)
+        elif not isinstance(value, kind):
+            words = {bool: "true or false", str: "a text", list: "a list"}
+            raise InputError(f"'{name}' must be {words[kind]}, not {value!r}.")
+        if name in CHOICES and value not in CHOICES[name]:
+            known = ", ".join(str(word) for word in CHOICES[name])
+            raise InputError(f"'{name}' must be one of {known}, not '{value}'.")
+
+
+def _number(name: str, value: Any, kind: type) -> int | float:
     try:
-        return float(text)
-    except ValueError:
-        raise InputError(f"{where} must be a number, not '{text}'.") from None
+        # YAML 1.1 reads 1e-5, without a point, as text
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    whole = kind is int
+    lowest = 1 if whole and name not in FROM_ZERO else 0
+    highest = 1 if name in SHARES else math.inf
+    if not math.isfinite(number) or not lowest <= number <= highest or (whole and number % 1):
+        limits = f"from 0 to {highest}" if name in SHARES else f"of {lowest} or more"
+        raise InputError(f"'{name}' must be a {'whole ' * whole}number {limits}, not '{value}'.")
+    return kind(number)
+
+
+def _check_data(configuration: Mapping[str, Any]) -> None:
+    names, shapes = configuration["modalities"], configuration["data"]["shapes"]
+    if len(names) < 2 or len(set(map(str, names))) < len(names) or any(name not in MODALITIES for name in names):
+        raise InputError(f"'modalities' must be two or more of {', '.join(MODALITIES)}, not {names}.")
+    if not shapes or not all(isinstance(shape, list) and list(map(type, shape)) == [int] * 3 for shape in shapes):
+        raise InputError(f"'data.shapes' must be a list of sizes such as [[96, 96, 96]], not {shapes}.")
+    if wrong := [shape for shape in shapes if any(size < 16 or size % 16 for size in shape)]:
+        raise InputError(f"The sizes of 'data.shapes' must be multiples of 16 voxels, not {wrong[0]}.")

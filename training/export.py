@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,14 @@ import torch
 
 from MissingModalitySynthLib.errors import InputError
 from MissingModalitySynthLib.model_package import ModelPackage
-from MissingModalitySynthLib.package_store import write_package
+from MissingModalitySynthLib.package_store import package_folders, write_package
 from MissingModalitySynthLib.translators import Translator
 
 from .ablations import AblatedTranslator
-from .checkpoint import averaged_weights
+from .checkpoint import read_checkpoint, with_prefix
 from .configuration import STAGES
 from .evaluation.tables import pair_table
+from .logbook import read_log
 from .stages import CHECKPOINT, is_ablated, translator_options
 
 # What the last stage of a method makes. Runs may also have trained MS-SPADE and bridge together in "aldm".
@@ -28,10 +30,13 @@ INTENDED_USE = (
     "diagnosis: a synthetic image shows what the model expects, not what was measured."
 )
 LIMITS = """\
-- Pathology that the simulator does not know is not to be trusted: it may vanish, or appear where there is none.
-- T1ce: uptake of contrast agent cannot be known from images without it. What looks like enhancement is a guess.
+- Pathology that the training did not know is not to be trusted: it may vanish, or appear where there is none.
 - Trained for adult brains, at 1 mm. Other ages, body parts, implants and strong artefacts are outside of what it knows.
-- Fat, bone and face are drawn roughly; only the brain was modelled with care."""
+- T1ce: uptake of contrast agent cannot be known from images without it. What looks like enhancement is a guess."""
+SIMULATION_LIMITS = "- Fat, bone and face are drawn roughly by the simulator; only the brain was modelled with care."
+# What networks compute from their weights; the sampler's steps and eta may be chosen anew.
+_DECISIVE = ("networks", "first_stage", "modalities")
+_DECISIVE_FOR_ALDM = ("mode", "sigma", "use_spade", "use_palette", "use_denoiser")
 
 
 def export(
@@ -45,14 +50,16 @@ def export(
     """Write the package of every method that was trained in a run; ALDM is the default method where it is there.
 
     Args:
-        configuration: settings of the run.
+        configuration: settings of the run, as far as they decide what its networks are; on what they were trained is
+            read from the checkpoints.
         run: folder with one subfolder per stage.
         output: folder of the package; replaced if it exists.
         evaluation: an ``evaluation.json`` of these weights, whose results become part of the model card.
         for_evaluation: an ablated run is packed as well, as the method :data:`ABLATION` of :func:`build_ablation`.
 
     Raises:
-        InputError: when no stage was trained, the settings are those of an ablation, or the evaluation cannot be read.
+        InputError: no stage was trained, or one with other networks than the settings name; these are of an ablation;
+            or the evaluation cannot be read.
     """
     ablated = is_ablated(configuration)
     if ablated and not for_evaluation:
@@ -63,19 +70,24 @@ def export(
         last = "diffusion" if configuration["diffusion"]["use_denoiser"] else "spade"
         known = {last: ABLATION, "regression": "regression"}
     trained = [run / stage for stage in (*STAGES, "aldm") if (run / stage / CHECKPOINT).exists()]
-    methods, tensors = {}, {}
+    methods, tensors, rows, recipes = {}, {}, [], []
     for folder in trained:
+        weights, state = read_checkpoint(folder / CHECKPOINT, prefix="average.")
+        weights = with_prefix(weights, "average.")
+        rows.append(_row(folder, weights, state["step"]))
         if method := known.get(folder.name):
+            _require_same(folder / CHECKPOINT, state["configuration"], configuration)
             methods[method] = translator_options("aldm" if method == ABLATION else method, configuration)
-            tensors[method] = finite_as_float16(averaged_weights(folder / CHECKPOINT)[0])
+            tensors[method] = finite_as_float16(weights)
+            recipes.append({"data": configuration["data"] | state["configuration"].get("data", {})})
     if ablated and ABLATION in methods:
         methods[ABLATION] |= {
             key: configuration["diffusion"][key] for key in ("use_spade", "use_palette", "use_denoiser")
         }
     if not methods:
         raise InputError(f"The folder '{run}' has no checkpoint of any of {', '.join(known)}.")
-    data = _data_source(configuration)
-    table = "\n".join(_row(folder) for folder in trained)
+    data = " ".join(dict.fromkeys(_data_source(recipe) for recipe in recipes))
+    table = "\n".join(rows)
     modalities = list(configuration["modalities"])
     title = f"MissingModalitySynth {output.name}"
     card = f"""\
@@ -99,7 +111,7 @@ Recipe: `training/configs`, networks `{_networks(configuration)}`, seed {configu
 
 ## Limits
 
-{LIMITS}
+{_limits(recipes)}
 """
     return write_package(
         output,
@@ -124,9 +136,33 @@ Recipe: `training/configs`, networks `{_networks(configuration)}`, seed {configu
         networks={"default_method": next(m for m in ("aldm", *methods) if m in methods), "methods": methods},
         tensors=tensors,
         model_card=card,
-        licence=(Path(__file__).parent.parent / "LICENSE").read_text(encoding="utf-8"),
+        licence=_licence(),
         replace=True,
     )
+
+
+def _licence() -> str:
+    """The project's licence: beside this package in a checkout and in Slicer, else that of the bundled packages."""
+    beside = Path(__file__).parent.parent / "LICENSE"
+    copies = [folder / "LICENSE" for folder, bundled in package_folders() if bundled]
+    for path in (beside, *copies):
+        if path.is_file():
+            return path.read_text(encoding="utf-8")
+    raise InputError(f"The licence '{beside}', which every package holds, is missing: install the project again.")
+
+
+def _require_same(checkpoint: Path, trained: dict[str, Any], configuration: dict[str, Any]) -> None:
+    """Refuse settings with which the weights of a checkpoint would compute something else."""
+    # early runs do not know every setting
+    pairs = [(key, trained.get(key, configuration[key]), configuration[key]) for key in _DECISIVE]
+    if "diffusion" in trained:
+        own, asked = trained["diffusion"], configuration["diffusion"]
+        pairs += [(f"diffusion.{key}", own.get(key, asked[key]), asked[key]) for key in _DECISIVE_FOR_ALDM]
+    if changed := [key for key, own, asked in pairs if own != asked]:
+        raise InputError(
+            f"'{checkpoint}' belongs to another configuration (different: {', '.join(changed)}); use the settings with "
+            "which it was trained."
+        )
 
 
 def build_ablation(**options: Any) -> Translator:
@@ -187,11 +223,14 @@ def _data_source(configuration: dict[str, Any]) -> str:
     return " ".join(parts)
 
 
-def _row(folder: Path) -> str:
+def _limits(recipes: Sequence[dict[str, Any]]) -> str:
+    simulated = any(not recipe["data"]["real"] or recipe["data"]["real_share"] < 1 for recipe in recipes)
+    return "\n".join([LIMITS, *[SIMULATION_LIMITS] * simulated])
+
+
+def _row(folder: Path, weights: dict[str, torch.Tensor], step: int) -> str:
     """The stage's line of the model card's table."""
-    weights, step = averaged_weights(folder / CHECKPOINT)
-    log = (folder / "log.jsonl").read_text(encoding="utf-8")
-    entries = [json.loads(line) for line in log.splitlines()]
+    entries = read_log(folder / "log.jsonl")
     count = sum(tensor.numel() for tensor in weights.values()) / 1e6
     return f"| {folder.name} | {count:.1f} M | {step} | {_minutes(entries):.0f} min | {_losses(entries)} |"
 

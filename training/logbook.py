@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 from tqdm import tqdm
+
+from .data.atomic import replacing
 
 
 class Logbook:
@@ -29,10 +32,10 @@ class Logbook:
         if self.folder is None:
             return self
         path = self.folder / "log.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= self.done]
-        self.log = path.open("w", encoding="utf-8")
-        self.log.writelines(line + "\n" for line in kept)
+        kept = [json.dumps(entry) + "\n" for entry in read_log(path) if entry["step"] <= self.done]
+        with replacing(path) as temporary:  # a full disk costs no entry
+            temporary.write_text("".join(kept), encoding="utf-8")
+        self.log = path.open("a", encoding="utf-8")
         if self.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -68,6 +71,15 @@ class Logbook:
         slices = [image[0, 0, :, :, image.shape[-1] // 2].float().cpu().T.flip(0) for image in images.values()]
         panel = torch.cat(slices, dim=1).add(1).div(2).clamp(0, 1)
         self.writer.add_image(", ".join(images), panel, step, dataformats="HW")
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The entries of a ``log.jsonl``, without one that a full disk or a crash cut short."""
+    entries = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
+        with suppress(ValueError):
+            entries.append(json.loads(line))
+    return entries
 
 
 def readable(entry: Mapping[str, Any]) -> str:

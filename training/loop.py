@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -118,9 +119,11 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * _schedule(done, steps, warm_up)
             optimizer.zero_grad(set_to_none=False)
+            batch = []
             for part in range(accumulation):
                 number = (done * world + rank) * accumulation + part
                 example = examples(number)  # outside autocast: the simulator computes in float32
+                batch.append(str(example))
                 torch.manual_seed(generator_at(seed, number, 1).initial_seed())
                 with torch.autocast(
                     torch.device(device).type, autocast or torch.bfloat16, enabled=autocast is not None
@@ -136,7 +139,8 @@ def train(
             distributed.average_gradients(trained)
             norm = nn.utils.clip_grad_norm_(trained, clip_norm)
             if not torch.isfinite(norm):
-                raise FloatingPointError(f"The gradient is not finite at step {done} ({readable(values)}): {example}.")
+                names = "; ".join(batch)
+                raise FloatingPointError(f"The gradient is not finite at step {done} ({readable(values)}): {names}.")
             optimizer.step()
             _update_average(average, model, min(ema_decay, (2 + done) / (11 + done)))
             done += 1
@@ -160,6 +164,8 @@ def train(
                 save()
                 saved = now
         save()
+    if done < steps and rank == 0:
+        print(f"Stopped at step {done} of {steps}; the same command goes on from '{path}'.", file=sys.stderr)
     distributed.wait_for_all()
     return average
 

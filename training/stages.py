@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from monai.networks.nets import BasicUNet
 from monai.networks.nets.autoencoderkl import AEKLResBlock
 from monai.networks.nets.diffusion_model_unet import DiffusionUNetResnetBlock
 from torch import nn
@@ -24,7 +25,7 @@ from . import distributed
 from .ablations import AblatedTranslator
 from .autoencoder import autoencoder_losses, build_autoencoder
 from .batches import Pair, by_number, simulated_pairs
-from .checkpoint import averaged_weights, with_prefix
+from .checkpoint import averaged_weights, load_weights, with_prefix
 from .configuration import SIMULATOR_OPTIONS, network_options, settings_of
 from .loop import train
 from .losses import Terms, bridge_losses, diffusion_losses, regression_losses, spade_losses
@@ -33,7 +34,7 @@ from .simulation.anatomy import Anatomy, mni_anatomy, procedural_head, synthseg_
 
 CHECKPOINT = "checkpoint.safetensors"
 RECOMPUTED = (AEKLResBlock, DiffusionUNetResnetBlock, spade_network._ResidualBlock)
-_WHITENING = 1 << 40  # the number of the first example that measures latents, after all that train
+_MEASURED = 1 << 40  # the number of the first example that measures latents, after all that train
 _ABLATED = ("use_spade", "use_palette", "use_denoiser")
 Examples = Callable[[int], Pair]
 
@@ -52,11 +53,13 @@ def run_stage(stage: str, configuration: dict[str, Any], run: Path, max_minutes:
     """Train one stage in the folder ``run/stage``, resuming its checkpoint where there is one.
 
     Raises:
-        InputError: the stage has nothing to train, or an earlier one is missing; and those of :func:`~.loop.train`.
+        InputError: the stage has nothing to train, or an earlier one is missing or of other networks, or the crops do
+            not suit the networks; and those of :func:`~.loop.train`.
     """
     torch.manual_seed(configuration["seed"])
     examples = make_examples(configuration, run, all_images=stage == "regression")
     built = build_stage(stage, configuration)
+    check_shapes(configuration["data"]["shapes"], built.model)
     built.take_over(run, examples)
     machine = dict(configuration["machine"])
     checkpointed = RECOMPUTED if machine.pop("gradient_checkpointing") else ()
@@ -76,6 +79,17 @@ def run_stage(stage: str, configuration: dict[str, Any], run: Path, max_minutes:
         **configuration["optimizer"],
         **machine,
     )
+
+
+def check_shapes(shapes: Sequence[Sequence[int]], model: nn.Module) -> None:
+    """Refuse crops that the networks of a stage cannot take. Those of the regression pad what they cannot halve."""
+    smallest = 32 if isinstance(model, BasicUNet) else 16
+    multiple = model.multiple if isinstance(model, AldmTranslator) else 16
+    if wrong := [shape for shape in shapes if any(size < smallest or size % multiple for size in shape)]:
+        raise InputError(
+            f"The sizes of 'data.shapes' must be multiples of {multiple} and {smallest} or more for this stage, not "
+            f"{wrong[0]}."
+        )
 
 
 @lru_cache(maxsize=1)
@@ -160,7 +174,7 @@ def load_translator(method: str, configuration: dict[str, Any], run: Path) -> Tr
     """The averaged translator that a run has trained, in evaluation mode on the CPU; an ablated one, too.
 
     Raises:
-        InputError: its last stage was not trained.
+        InputError: its last stage was not trained, or with other networks.
     """
     stage = "regression" if method == "regression" else "diffusion"
     if stage == "regression":
@@ -169,7 +183,7 @@ def load_translator(method: str, configuration: dict[str, Any], run: Path) -> Tr
         model = build_aldm(configuration)
         if not configuration["diffusion"]["use_denoiser"]:
             stage, model.denoiser = "spade", None
-    model.load_state_dict(_weights_of(stage, run))
+    _take(model, run, stage)
     return model.requires_grad_(False).eval()
 
 
@@ -184,9 +198,23 @@ def load_first_stage(
         return
     first_stage = model.first_stage.eval()
     if next(first_stage.parameters(), None) is not None:
-        first_stage.load_state_dict(with_prefix(_weights_of("autoencoder", run), "first_stage."))
-    numbers = range(_WHITENING, _WHITENING + 12)
-    whiten(first_stage.to(configuration["device"]), [examples(number).image for number in numbers])
+        _take(first_stage, run, "autoencoder", "first_stage.")
+    whiten(first_stage.to(configuration["device"]), [examples(number).image for number in _measured()])
+
+
+def _measured() -> range:
+    return range(_MEASURED, _MEASURED + 12)
+
+
+@torch.no_grad()
+def measure_spread(model: AldmTranslator, pairs: Sequence[Pair]) -> None:
+    """Measure by channel how far the latents of targets are from the target-like ones: what is left to the bridge."""
+    squares = []
+    for pair in pairs:
+        latents = model.first_stage.encode(pair.image)
+        departure = latents - model.condition(model.encode(pair.sources), pair.target)
+        squares.append(departure.square().mean(dim=(0, 2, 3, 4)))
+    model.spread.copy_(torch.stack(squares).mean(dim=0).sqrt().clamp_min(1e-3))
 
 
 @torch.no_grad()
@@ -197,16 +225,24 @@ def whiten(stage: FirstStage, images: Sequence[torch.Tensor]) -> None:
     stage.latent_std.copy_(latents.std(dim=1).clamp_min(1e-6))
 
 
-def _weights_of(stage: str, run: Path) -> dict[str, torch.Tensor]:
+def _take(module: nn.Module, run: Path, stage: str, prefix: str = "") -> None:
+    """Load the averaged weights of an earlier stage, or of the part of them that ``prefix`` names."""
     path = run / stage / CHECKPOINT
     if not path.exists():
         raise InputError(f"'{path}' does not exist: train the stage '{stage}' first.")
-    return averaged_weights(path)[0]
+    load_weights(module, with_prefix(averaged_weights(path)[0], prefix), path)
 
 
 def build_stage(stage: str, configuration: dict[str, Any]) -> Stage:
-    """The networks of a stage with random weights, and how they are trained."""
-    return _BUILDERS[stage](configuration)
+    """The networks of a stage with random weights, and how they are trained.
+
+    Raises:
+        InputError: the settings are none of which the networks can be built.
+    """
+    try:
+        return _BUILDERS[stage](configuration)
+    except (TypeError, ValueError) as error:  # of the networks' constructors, for options that they do not know
+        raise InputError(f"The stage '{stage}' cannot be built from these settings: {error}.") from error
 
 
 def _segmenter(configuration: dict[str, Any]) -> Stage:
@@ -271,9 +307,10 @@ def _diffusion(configuration: dict[str, Any]) -> Stage:
         if train_spade or not options["use_spade"]:
             load_first_stage(model, configuration, "diffusion", run, examples)
         elif not (run / "diffusion" / CHECKPOINT).exists():
-            weights = _weights_of("spade", run)
-            model.first_stage.load_state_dict(with_prefix(weights, "first_stage."))
-            model.spade.load_state_dict(with_prefix(weights, "spade."))
+            _take(model.first_stage, run, "spade", "first_stage.")
+            _take(model.spade, run, "spade", "spade.")
+            model.to(configuration["device"])
+            measure_spread(model, [examples(number) for number in _measured()])
 
     return Stage(model, losses, _show_translation, frozen, take_over)
 

@@ -147,7 +147,7 @@ def test_the_network_of_the_bridge_sees_unit_variance_and_is_left_what_no_line_c
     start = torch.randn(velocity.shape, generator=generator(2))
     noise = torch.randn(velocity.shape, generator=generator(3))
     departure = interpolate(start, start + velocity, torch.tensor([tau]), sigma, noise) - start
-    skip, scale_in, scale_out = preconditioning(torch.tensor([tau]), sigma, spread)
+    skip, scale_in, scale_out = preconditioning(torch.tensor([tau]), sigma, torch.tensor([spread]))
     slope = (departure * velocity).mean() / departure.square().mean()  # least squares
     assert skip.item() == pytest.approx(slope.item(), rel=0.02)
     left = (velocity - skip * departure) / scale_out
@@ -158,7 +158,7 @@ def test_the_network_of_the_bridge_sees_unit_variance_and_is_left_what_no_line_c
 
 @pytest.mark.parametrize("sigma", [0.0, 0.4])
 def test_where_the_bridge_begins_the_network_gives_the_whole_velocity(sigma):
-    skip, scale_in, scale_out = preconditioning(torch.zeros(1), sigma, 0.5)
+    skip, scale_in, scale_out = preconditioning(torch.zeros(1), sigma, torch.tensor([0.5]))
     assert torch.isfinite(skip).all()
     assert torch.isfinite(scale_in).all()
     assert scale_out.item() == pytest.approx(0.5)

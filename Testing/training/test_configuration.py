@@ -32,7 +32,7 @@ def test_overrides_come_over_the_recipe_and_the_recipe_over_the_defaults(recipe)
 
 def test_an_exponent_without_a_point_is_a_number(recipe):
     assert load_configuration(recipe, ["optimizer.learning_rate=2e-6"])["optimizer"]["learning_rate"] == 2e-6
-    with pytest.raises(InputError, match=r"learning_rate.*must be a number, not 'fast'"):
+    with pytest.raises(InputError, match=r"learning_rate.*must be a number of 0 or more, not 'fast'"):
         load_configuration(recipe, ["optimizer.learning_rate=fast"])
 
 
@@ -45,6 +45,20 @@ def test_an_exponent_without_a_point_is_a_number(recipe):
         ("data.seed", "write key=value"),
         ("diffusion.weighting=p2", r"'diffusion\.weighting' must be one of none, min_snr, not 'p2'"),
         ("networks=huge", "Unknown networks 'huge'; known are paper, full, micro"),
+        ("networks={first_stage: {kind: vq}}", "'networks' must be a name or the groups first_stage, spade"),
+        ("seed=[", "override 'seed=\\[' is no YAML"),
+        ("seed=1.5", "'seed' must be a whole number of 0 or more, not '1.5'"),
+        ("optimizer.accumulation=0", r"'optimizer\.accumulation' must be a whole number of 1 or more, not '0'"),
+        ("optimizer.learning_rate=null", r"'optimizer\.learning_rate' must be a number of 0 or more, not 'None'"),
+        ("optimizer.learning_rate=.nan", r"'optimizer\.learning_rate' must be a number"),
+        ("data.real_share=3", r"'data\.real_share' must be a number from 0 to 1, not '3'"),
+        ("data.register=maybe", r"'data\.register' must be true or false, not 'maybe'"),
+        ("data.real=5", r"'data\.real' must be a text, not 5"),
+        ("data.cases=0", r"'data\.cases' must be a whole number of 1 or more"),
+        ("data.shapes=[32, 32, 32]", r"'data\.shapes' must be a list of sizes such as \[\[96, 96, 96\]\]"),
+        ("data.shapes=[[30, 32, 32]]", r"multiples of 16 voxels, not \[30, 32, 32\]"),
+        ("modalities=[T1, T9]", "'modalities' must be two or more of T1, T1ce"),
+        ("modalities=[T1]", "'modalities' must be two or more of T1, T1ce"),
     ],
 )
 def test_what_is_not_understood_is_one_sentence(recipe, override, sentence):
@@ -58,6 +72,13 @@ def test_a_recipe_that_is_missing_or_no_yaml_is_one_sentence(tmp_path):
     (tmp_path / "broken.yaml").write_text("data: [")
     with pytest.raises(InputError, match=r"broken\.yaml' cannot be read"):
         load_configuration(tmp_path / "broken.yaml")
+
+
+def test_a_setting_that_may_be_null_can_be_set_back(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("data: {real: /data, cases: 4}\nfirst_stage: kl\n")
+    changed = load_configuration(path, ["data.real=null", "data.cases=null", "first_stage=null"])
+    assert (changed["data"], changed["first_stage"]) == (DEFAULTS["data"], None)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

@@ -208,6 +208,11 @@ def test_scans_smaller_than_the_crop_are_padded_with_background(subjects):
     assert pair.image.max() > 0.9
 
 
+def test_a_crop_in_which_the_head_is_tiny_is_taken_all_the_same(subjects):
+    pair = next(subject_pairs(subjects, generator(), shapes=[(96, 96, 96)], **COARSE))
+    assert 0 < (pair.image > -1).float().mean() < 0.05
+
+
 def test_the_same_generator_gives_the_same_pairs(subjects, tmp_path):
     options = {"shapes": [(16, 16, 16), (8, 16, 24)], "cache": tmp_path / "cache", **COARSE}
     one, two = (islice(subject_pairs(subjects, generator(5), **options), 8) for _ in range(2))

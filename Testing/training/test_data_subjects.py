@@ -169,6 +169,11 @@ def test_a_file_with_a_patient_in_two_splits_is_refused(tmp_path):
         split_subjects(subjects, FRACTIONS, 0, path)
 
 
+def test_a_split_may_have_no_share_so_that_all_are_trained_on(tmp_path):
+    splits = split_subjects(examinations(3, times=1), {"train": 1.0, "test": 0.0}, 0, tmp_path / "splits.json")
+    assert [len(members) for members in splits.values()] == [3, 0]
+
+
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"seed": 0, "fractions": {}, "splits": [1]}'])
 def test_a_damaged_file_of_splits_is_refused(tmp_path, text):
     path = tmp_path / "splits.json"
@@ -180,7 +185,7 @@ def test_a_damaged_file_of_splits_is_refused(tmp_path, text):
 def test_impossible_splits_are_refused_and_leave_no_file(tmp_path):
     path = tmp_path / "splits.json"
     for fractions in ({"train": 0.9, "test": 0.2}, {"train": 1.2, "test": -0.2}, {}):
-        with pytest.raises(InputError, match="must be positive and add up to 1"):
+        with pytest.raises(InputError, match="must be at least 0 and add up to 1"):
             split_subjects(examinations(10), fractions, 0, path)
     with pytest.raises(InputError, match="2 patients are too few"):
         split_subjects(examinations(2), FRACTIONS, 0, path)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from MissingModalitySynthLib.errors import InputError
+from MissingModalitySynthLib.errors import InputError, OutputError
 from training.logbook import Logbook
 from training.loop import generator_at, train
 
@@ -106,6 +106,15 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_the_weights_are_touc
     with pytest.raises(FloatingPointError, match="gradient is not finite at step 0"):
         run(tmp_path, compute=infinite, model=model)
     assert equal(model, network())
+
+
+def test_a_gradient_that_is_not_finite_names_all_examples_of_its_step(tmp_path):
+    def second_is_infinite(model, named, generator):
+        x = model(example(0))
+        return {"root": (x * 0).abs().sqrt().sum() if named == "subject 1" else x.square().mean()}
+
+    with pytest.raises(FloatingPointError, match="subject 0; subject 1; subject 2"):
+        run(tmp_path, compute=second_is_infinite, examples=lambda number: f"subject {number}", accumulation=3)
 
 
 def test_accumulating_two_examples_is_one_step_on_their_mean(tmp_path):
@@ -223,6 +232,33 @@ def test_entries_that_a_killed_run_left_behind_its_checkpoint_are_dropped(tmp_pa
     with Logbook(tmp_path, done=4, steps=8, tensorboard=False) as book:
         book.write({"step": 6, "minutes": 1.0})
     assert [entry["minutes"] for entry in log(tmp_path)] == [0.0, 0.0, 1.0]
+
+
+def test_an_entry_that_a_full_disk_cut_short_does_not_hinder_the_run_that_goes_on(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"step": 2, "minutes": 0.5}\n{"step": 3, "min')
+    with Logbook(tmp_path, done=4, steps=8, tensorboard=False) as book:
+        book.write({"step": 6, "minutes": 1.0})
+    assert [entry["step"] for entry in log(tmp_path)] == [2, 6]
+
+
+def test_a_log_that_cannot_be_written_keeps_its_entries(tmp_path, monkeypatch):
+    content = '{"step": 2, "minutes": 0.5}\n'
+    (tmp_path / "log.jsonl").write_text(content)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_text", full)
+    with pytest.raises(OutputError, match=r"log\.jsonl' can't be written.*No space left"):
+        run(tmp_path)
+    assert (tmp_path / "log.jsonl").read_text() == content
+
+
+def test_a_run_that_stops_early_says_so_and_one_that_ends_does_not(tmp_path, capsys):
+    run(tmp_path, max_minutes=0)
+    assert "Stopped at step 1 of 8; the same command goes on from" in capsys.readouterr().err
+    run(tmp_path)
+    assert "Stopped" not in capsys.readouterr().err
 
 
 def test_tensorboard_receives_the_scalars_and_a_panel_of_middle_slices(tmp_path):

@@ -1,6 +1,9 @@
 """The stages in miniature: what they pass on, and that all of them together give a package that synthesizes."""
 
+import re
+import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -19,11 +22,13 @@ from training.__main__ import main
 from training.batches import by_number, simulated_pairs
 from training.checkpoint import averaged_weights
 from training.configuration import load_configuration
-from training.export import finite_as_float16
+from training.export import export, finite_as_float16
 from training.loop import generator_at
 from training.stages import (
     CHECKPOINT,
     build_aldm,
+    build_stage,
+    check_shapes,
     load_anatomies,
     load_translator,
     make_examples,
@@ -83,7 +88,7 @@ def test_later_stages_take_over_the_averaged_autoencoder_and_leave_it_as_it_is(t
         for name, value in learned.items():
             assert torch.equal(stages[later][name], value) is (name not in measured)
     for name, value in stages["spade"].items():
-        assert torch.equal(stages["diffusion"][name], value)
+        assert torch.equal(stages["diffusion"][name], value) is (name != "spread")  # which is measured
     assert not any(name.startswith("denoiser") for name in stages["spade"])
 
 
@@ -140,6 +145,101 @@ def test_an_earlier_stage_that_is_missing_is_named(tmp_path):
         run_stage("regression", configuration(), tmp_path)
     with pytest.raises(InputError, match="nothing to train"):
         run_stage("diffusion", configuration(ablation="c"), tmp_path)
+
+
+def test_an_earlier_stage_of_other_networks_is_named(trained, tmp_path):
+    for stage in ("autoencoder", "spade"):
+        shutil.copytree(trained / stage, tmp_path / stage)
+    with pytest.raises(InputError, match=r"autoencoder.*holds weights of other networks than the recipe's"):
+        run_stage("regression", configuration("first_stage=kl"), tmp_path)
+    with pytest.raises(InputError, match=r"spade.*holds weights of other networks than the recipe's"):
+        run_stage("diffusion", configuration("modalities=[T1, T2]"), tmp_path)
+    assert not (tmp_path / "regression").exists() and not (tmp_path / "diffusion").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("networks=micro", "networks"),
+        ("modalities=[T1, T2]", "modalities"),
+        ("diffusion.sigma=0.9", "diffusion.sigma"),
+        ("diffusion.mode=paper", "diffusion.mode"),
+    ],
+)
+def test_settings_that_do_not_belong_to_the_weights_are_not_exported(trained, tmp_path, capsys, override, named):
+    arguments = ["--config", str(SMOKE), "--run", str(trained), "--output", str(tmp_path / "out"), override]
+    assert main(["export", *arguments]) == 3
+    assert f"belongs to another configuration (different: {named})" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_model_card_tells_the_data_of_the_run_and_not_of_the_command(trained, tmp_path):
+    package = export(configuration("data.real=/scans/BraTS"), trained, tmp_path / "out")
+    card = (package.path / "docs" / "README.md").read_text()
+    assert "The networks saw no patient's image." in card
+    assert "BraTS" not in card
+    assert "by the simulator" in card
+
+
+def test_a_run_without_its_log_is_exported(trained, tmp_path):
+    shutil.copytree(trained / "regression", tmp_path / "run" / "regression")
+    (tmp_path / "run" / "regression" / "log.jsonl").write_text('{"step": 2, "minu')
+    assert export(configuration(), tmp_path / "run", tmp_path / "out").methods == ("regression",)
+
+
+def test_the_licence_of_a_package_is_found_where_pip_installed_the_project(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.export.__file__", str(tmp_path / "training" / "export.py"))
+    package = export(configuration(), trained, tmp_path / "out")
+    licence = Path(__file__).parents[2] / "LICENSE"
+    assert (package.path / "LICENSE").read_text() == licence.read_text()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["device=tpu"], "has no device 'tpu'"),
+        (["device=cuda:99"], "CUDA|no device"),
+        (["data.shapes=[[16, 16, 16]]"], "multiples of 16 and 32 or more for this stage"),
+        (["segmenter.width=1", "--output", "x"], "--output belongs to"),
+        (["--cases", "0"], "--cases and --samples of 1 or more"),
+    ],
+)
+def test_what_a_stage_cannot_use_is_one_sentence(tmp_path, capsys, overrides, sentence):
+    try:
+        assert main(["segmenter", "--config", str(SMOKE), "--run", str(tmp_path), *overrides]) == 3
+    except SystemExit as end:
+        assert end.code == 2
+    assert re.search(sentence, capsys.readouterr().err.splitlines()[-1])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("stage", ["spade", "regression"])
+@pytest.mark.parametrize("recipe", sorted(SMOKE.parent.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_crops_of_every_recipe_suit_its_networks(recipe, stage):
+    settings = load_configuration(recipe)
+    with torch.device("meta"):
+        check_shapes(settings["data"]["shapes"], build_stage(stage, settings).model)
+
+
+def test_networks_that_cannot_be_built_are_one_sentence():
+    networks = "{first_stage: {kind: lp}, spade: {}, denoiser: {}, regression: {}}"
+    with pytest.raises(InputError, match=r"stage 'autoencoder' cannot be built.*Unknown first stage 'lp'"):
+        build_stage("autoencoder", configuration(f"networks={networks}"))
+
+
+def test_memory_that_runs_out_and_an_interruption_have_a_sentence_and_a_code(tmp_path, capsys, monkeypatch):
+    ends = {
+        6: RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"),
+        130: KeyboardInterrupt(),
+        3: ModuleNotFoundError("No module named 'nilearn'", name="nilearn"),
+    }
+    for code, end in ends.items():
+        monkeypatch.setattr("training.__main__.run_stage", Mock(side_effect=end))
+        assert main(["segmenter", "--config", str(SMOKE), "--run", str(tmp_path)]) == code
+    memory, cancelled, missing = capsys.readouterr().err.splitlines()
+    assert "too little memory" in memory
+    assert "goes on from its last checkpoint" in cancelled
+    assert "package 'nilearn' is missing" in missing
 
 
 def test_the_command_line_says_what_is_wrong_in_one_line(tmp_path, capsys):

@@ -95,7 +95,7 @@ def _prepare(
 ) -> CanonicalSubject:
     volumes = {name: read_volume(path) for name, path in subject.files.items()}
     if register:
-        volumes = _registered(subject, volumes, cache)
+        volumes = registered(subject, volumes, cache)
     reference = volumes[subject.reference]
     check_overlap([volume for volume in volumes.values() if volume is not reference], reference)
     head = head_mask(reference.array)
@@ -107,17 +107,25 @@ def _prepare(
         if volume is not reference:
             mask |= head_mask(array)
         images[name] = normalise(array)[0]
-    labels = _labels(subject.segmentation, grid.geometry) if subject.segmentation else None
+    labels = read_labels(subject.segmentation, grid.geometry) if subject.segmentation else None
     return CanonicalSubject(subject.name, images, mask, labels, grid.geometry)
 
 
-def _registered(subject: Subject, volumes: Mapping[str, Volume], cache: Path | None) -> dict[str, Volume]:
+def registered(subject: Subject, volumes: Mapping[str, Volume], cache: Path | None) -> dict[str, Volume]:
+    """A subject's volumes by contrast, those on another grid rigidly registered to the reference; grids move together.
+
+    Args:
+        cache: folder of the transforms; None computes them every time.
+
+    Raises:
+        GeometryError: two volumes cannot be registered. OutputError: the cache can't be written.
+    """
     reference = volumes[subject.reference]
-    registered: dict[str, Volume] = {}
+    result: dict[str, Volume] = {}
     transforms: list[tuple[Geometry, sitk.Euler3DTransform]] = []
     for name, volume in volumes.items():
         if same_grid(volume.geometry, reference.geometry):
-            registered[name] = volume
+            result[name] = volume
             continue
         transform = next((known for grid, known in transforms if same_grid(grid, volume.geometry)), None)
         if transform is None:
@@ -127,12 +135,12 @@ def _registered(subject: Subject, volumes: Mapping[str, Volume], cache: Path | N
             label = f"{_file_name(subject)}-{name}-to-{subject.reference}-{_key(pair, [])}.tfm"
             transform = cached_transform(reference, volume, cache / "transforms" / label if cache else None)
             transforms.append((volume.geometry, transform))
-        registered[name] = moved(volume, transform)
-    return registered
+        result[name] = moved(volume, transform)
+    return result
 
 
-def _labels(path: Path, geometry: Geometry) -> np.ndarray:
-    """A label map on the canonical grid, by nearest neighbour; 0 outside."""
+def read_labels(path: Path, geometry: Geometry) -> np.ndarray:
+    """A label map on a grid, int16, by nearest neighbour; 0 outside. Raises InputError when it can't be read."""
     read_header(path)  # for its checks; a map without any lesion is constant, and fine
     try:
         image = sitk.ReadImage(str(path), sitk.sitkFloat32)

@@ -16,7 +16,7 @@ from ..simulation.randomness import chance
 from .cache import CanonicalSubject, load_subject
 from .subjects import Subject, check_policy
 
-_MIN_HEAD = 0.05  # of the crop
+_MIN_HEAD = 0.05  # of a crop, without its padding
 
 
 def subject_pairs(
@@ -56,7 +56,7 @@ def subject_pairs(
         images, mask = _crop(case, shape, generator)
         flip = chance(generator, 0.5)
         roles = [draw_roles(generator, [name for name in MODALITIES if name in images]) for _ in range(pairs_per_case)]
-        if mask.mean() < _MIN_HEAD:
+        if mask.mean() < _MIN_HEAD:  # of the part of the crop that is within the scan
             continue
         tensors = {name: _tensor(image[::-1] if flip else image, device) for name, image in images.items()}
         for sources, target in roles:
@@ -120,7 +120,7 @@ def _drawn(subjects: Sequence[Subject], generator: torch.Generator, skipped: dic
 def _crop(
     case: CanonicalSubject, shape: Sequence[int], generator: torch.Generator
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Images and mask of one random box of the shape, with background (-1) where it is larger than the scan."""
+    """Images of one random box of the shape, with background (-1) where it is larger than the scan, and the mask."""
     taken, padding = [], []
     for size, wanted in zip(case.mask.shape, shape, strict=True):
         start = choose(generator, abs(size - wanted) + 1)
@@ -129,7 +129,7 @@ def _crop(
         padding.append((0, 0) if inside else (start, wanted - size - start))
     box = tuple(taken)
     images = {name: np.pad(image[box], padding, constant_values=-1.0) for name, image in case.images.items()}
-    return images, np.pad(case.mask[box], padding)
+    return images, case.mask[box]
 
 
 def _tensor(image: np.ndarray, device: str) -> torch.Tensor:

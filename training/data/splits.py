@@ -27,12 +27,13 @@ def split_subjects(
     Args:
         subjects: names are unique.
         fractions: share of the patients by split, such as {"train": 0.8, "validation": 0.1, "test": 0.1}; sum is 1.
+            A split of share 0 is empty, say where all subjects are to be trained on.
         seed: another seed deals them out differently.
         path: the JSON file.
 
     Raises:
-        InputError: the fractions do not add up to 1 or leave a split empty; the file is damaged, was made with other
-            fractions or another seed, or for other subjects than the ones given.
+        InputError: the fractions do not add up to 1 or leave a split empty that is not meant to be; the file is
+            damaged, was made with other fractions or another seed, or for other subjects than the ones given.
         OutputError: the file can't be written.
     """
     by_name = {subject.name: subject for subject in subjects}
@@ -54,8 +55,8 @@ def split_subjects(
 
 def _deal(subjects: Sequence[Subject], fractions: Mapping[str, float], seed: int) -> dict[str, dict[str, str]]:
     """Patient by name of subject, by split."""
-    if not math.isclose(sum(fractions.values()), 1, abs_tol=1e-6) or min(fractions.values(), default=0) <= 0:
-        raise InputError(f"The fractions of the splits must be positive and add up to 1, not {dict(fractions)}.")
+    if not math.isclose(sum(fractions.values()), 1, abs_tol=1e-6) or min(fractions.values(), default=0) < 0:
+        raise InputError(f"The fractions of the splits must be at least 0 and add up to 1, not {dict(fractions)}.")
     # A hash orders them alike on every platform and in every version of every library.
     patients = sorted(
         {subject.patient for subject in subjects}, key=lambda name: sha256(f"{seed} {name}".encode()).digest()
@@ -63,7 +64,7 @@ def _deal(subjects: Sequence[Subject], fractions: Mapping[str, float], seed: int
     ends = [round(share * len(patients)) for share in accumulate(fractions.values())]
     splits = {}
     for split, start, end in zip(fractions, [0, *ends], ends, strict=False):
-        if start == end:
+        if start == end and fractions[split] > 0:
             raise InputError(f"{len(patients)} patients are too few: none is left for the split '{split}'.")
         chosen = set(patients[start:end])
         members = sorted((subject.name, subject.patient) for subject in subjects if subject.patient in chosen)

@@ -19,7 +19,7 @@ from MissingModalitySynthLib.volume import Geometry, Volume
 from MissingModalitySynthLib.volume_io import read_volume
 
 from ..configuration import SIMULATOR_OPTIONS
-from ..data import cache
+from ..data.cache import read_labels, registered
 from ..data.subjects import Subject, same_grid
 from ..loop import generator_at
 from ..segmenter import CLASSES, classes_of
@@ -71,7 +71,7 @@ def read_case(
     try:
         volumes = {name: read_volume(path) for name, path in subject.files.items()}
         if register:
-            volumes = cache._registered(subject, volumes, folder)
+            volumes = registered(subject, volumes, folder)
         grid = volumes[subject.reference].geometry
         for name, volume in volumes.items():
             same = same_grid(volume.geometry, grid)
@@ -79,7 +79,7 @@ def read_case(
         mask = np.logical_and.reduce([head_mask(volume.array) for volume in volumes.values()])
         if not mask.any():
             raise InputError("its contrasts show no part of the head in common; register them first.")
-        lesion = cache._labels(subject.segmentation, grid) > 0 if subject.segmentation else None
+        lesion = read_labels(subject.segmentation, grid) > 0 if subject.segmentation else None
     except InputError as error:
         raise type(error)(f"Subject '{subject.name}': {error}") from error
     tissues = None

@@ -30,7 +30,9 @@ def interpolate(
     return x
 
 
-def preconditioning(tau: torch.Tensor, sigma: float, spread: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def preconditioning(
+    tau: torch.Tensor, sigma: float, spread: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Scales that leave to the network only what is unknown, of unit variance in and out, at every time.
 
     With v* ~ N(0, spread^2) and the departure x_tau - start = tau v* + sigma sqrt(tau (1 - tau)) epsilon::
@@ -47,14 +49,15 @@ def preconditioning(tau: torch.Tensor, sigma: float, spread: float) -> tuple[tor
     Args:
         tau: times (B,) in [0, 1).
         sigma: noise of the bridge.
-        spread: standard deviation of v*, roughly.
+        spread: standard deviation of v* by channel, roughly, (C,).
 
     Returns:
-        skip, scale_in and scale_out, each (B, 1, 1, 1, 1).
+        skip, scale_in and scale_out, each (B, C, 1, 1, 1).
     """
-    tau = tau.view(-1, 1, 1, 1, 1)
+    tau, spread = tau.view(-1, 1, 1, 1, 1), spread.view(1, -1, 1, 1, 1)
     if sigma == 0:
-        return torch.zeros_like(tau), torch.full_like(tau, 1 / spread), torch.full_like(tau, spread)
+        scale_out = spread.expand(len(tau), -1, 1, 1, 1)
+        return torch.zeros_like(scale_out), 1 / scale_out, scale_out
     q = tau * spread**2 + (1 - tau) * sigma**2
     scale_in = (tau * q).clamp_min(1e-12).rsqrt()  # at tau = 0 there is no departure to scale
     return spread**2 / q, scale_in, spread * sigma * ((1 - tau) / q).sqrt()

@@ -31,7 +31,7 @@ class AldmTranslator(Translator):
             ``bridge``: the velocity from target-like to target latents, in few steps (``diffusion/bridge.py``).
         steps: default number of steps.
         sigma: noise of the bridge, in units of the latents' standard deviation.
-        spread: distance of target from target-like latents, roughly, in the same units.
+        spread: distance of target from target-like latents in the same units, until it is measured by channel.
         eta: variance of the paper mode's sampler: 0 is DDIM, 1 with all steps is DDPM.
         schedule: options of :func:`~..diffusion.schedules.alphas_cumprod` for the paper mode.
     """
@@ -62,7 +62,7 @@ class AldmTranslator(Translator):
         self.mode = mode
         self.default_steps = steps
         self.sigma = sigma
-        self.spread = spread
+        self.register_buffer("spread", torch.full((stage.channels,), float(spread)))
         self.eta = eta
         self.alpha_bar = alphas_cumprod(**(schedule or {}))
 
