@@ -19,6 +19,7 @@ Writing, installing and removing packages is in ``package_store``. Importing thi
 import copy
 import hashlib
 import os
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -146,9 +147,14 @@ def user_folder() -> Path:
     """Folder of the packages that the user installed; it need not exist."""
     if folder := os.environ.get("MISSING_MODALITY_SYNTH_MODELS"):
         return Path(os.path.abspath(folder))
-    import platformdirs
-
-    return platformdirs.user_data_path("MissingModalitySynth", appauthor=False) / "Models"
+    # No library for it: Slicer lists packages before anything beyond its own Python packages is installed.
+    if sys.platform == "win32":
+        parent = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+    elif sys.platform == "darwin":
+        parent = Path.home() / "Library" / "Application Support"
+    else:
+        parent = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(parent) / "MissingModalitySynth" / "Models"
 
 
 def bundled_folder() -> Path | None:
