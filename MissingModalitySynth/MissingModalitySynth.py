@@ -12,7 +12,7 @@ from slicer.util import VTKObservationMixin
 from MissingModalitySynthLib.scene import choices, panel
 from MissingModalitySynthLib.scene.marks import SyntheticMarks
 from MissingModalitySynthLib.scene.saving import SavedProvenance
-from MissingModalitySynthLib.scene.session import Task
+from MissingModalitySynthLib.scene.session import Message, Task
 from MissingModalitySynthLib.scene.slicer_views import SlicerViews
 from MissingModalitySynthLib.widgets import application
 from MissingModalitySynthLib.widgets.compare_section import CompareSection
@@ -228,6 +228,7 @@ class MissingModalitySynthWidget(ScriptedLoadableModuleWidget, VTKObservationMix
         self._disconnectParameterNode()
 
     def onSceneEndClose(self, caller, event):
+        self.logic.session.tell(Message())  # what it tells of is gone
         self.initializeParameterNode()
         self.onNodesChanged()
 

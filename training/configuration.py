@@ -38,7 +38,8 @@ DEFAULTS: dict[str, Any] = {
         "layout": "auto",  # see training/data/readers.py
         "register": False,  # contrasts that are on another grid
         "broken": "skip",  # or "stop": what a subject that cannot be read does
-        "cache": None,  # folder
+        "cache": None,  # folder of prepared subjects
+        "kept_subjects": 8,  # in memory, after their first use
         "splits": {"train": 0.8, "validation": 0.1, "test": 0.1},
     },
     "optimizer": {

@@ -118,12 +118,14 @@ def make_examples(configuration: dict[str, Any], run: Path, *, all_images: bool 
         heads = load_anatomies(data["anatomies"])
         streams.append(lambda g: simulated_pairs(heads, g, modalities=modalities, **common, **simulated))
     if share > 0:
-        from .data.pairs import mixed_pairs, subject_pairs
+        from .data.pairs import in_memory, mixed_pairs, subject_pairs
 
         with distributed.first_process_first():
             subjects = real_subjects(configuration, run)["train"]
         options = {"register": data["register"], "cache": Path(data["cache"]) if data["cache"] else None}
         skipped: dict[str, str] = {}  # shared by the streams of all cases: a broken subject is warned about once
+        if data["kept_subjects"]:
+            options = {"load": in_memory(subjects, data["kept_subjects"], **options)}
         options |= {"policy": data["broken"], "skipped": skipped}
         streams.append(lambda g: subject_pairs(subjects, g, **common, **options))
     if len(streams) == 1:

@@ -1,5 +1,6 @@
 """Subjects on the canonical grid, their cache, and the training pairs made of them."""
 
+from dataclasses import replace
 from itertools import islice, repeat
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from MissingModalitySynthLib.volume_io import read_volume, write_volume
 from training.batches import Pair
 from training.data import cache as cache_module
 from training.data.cache import load_subject
-from training.data.pairs import load_each, mixed_pairs, subject_pairs
+from training.data.pairs import in_memory, load_each, mixed_pairs, subject_pairs
 from training.data.readers import find_subjects
 from training.data.subjects import Subject
 
@@ -265,6 +266,24 @@ def test_what_was_skipped_does_not_change_the_pairs_that_follow(subjects, said, 
     resumed.set_state(source.get_state())
     for a, b in islice(zip(pairs, subject_pairs(subjects, resumed, **options), strict=True), 6):
         assert torch.equal(a.image, b.image)
+
+
+def test_subjects_kept_in_memory_are_loaded_once_and_give_the_same_pairs(subjects, said):
+    fresh = list(islice(subject_pairs(subjects, generator(5), shapes=SHAPES, **COARSE), 8))
+    load = in_memory(subjects, len(subjects), **COARSE)
+    kept = list(islice(subject_pairs(subjects, generator(5), shapes=SHAPES, load=load), 8))
+    assert all(torch.equal(a.image, b.image) and str(a) == str(b) for a, b in zip(fresh, kept, strict=True))
+    assert load(subjects[0]) is load(subjects[0])
+
+
+def test_a_broken_subject_is_named_through_the_memory_cache_too(subjects, said, tmp_path):
+    (tmp_path / "t1.nii.gz").write_bytes(b"no image")
+    broken = replace(subjects[0], name="broken", files={**subjects[0].files, "T1": tmp_path / "t1.nii.gz"})
+    everyone = [*subjects, broken]
+    skipped = {}
+    loaded = list(load_each(everyone, load=in_memory(everyone, 8, **COARSE), skipped=skipped, report=said.report))
+    assert [case.name for case in loaded] == [subject.name for subject in subjects]
+    assert "'broken'" in skipped["broken"]
 
 
 def test_load_each_counts_what_it_skips(subjects, said):

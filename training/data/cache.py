@@ -1,7 +1,7 @@
 """Subjects on the canonical grid, prepared by the engine's own functions and kept on disk.
 
 The cache is safetensors with 16-bit integers, complete or not there, and never a pickle (as MONAI's PersistentDataset
-would write). The operating system keeps recently read files in memory, so there is no second cache there.
+would write). In memory, MONAI's CacheDataset keeps what was loaded (``pairs.in_memory``).
 """
 
 from __future__ import annotations

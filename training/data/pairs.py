@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 
 import numpy as np
 import torch
+from monai.data import CacheDataset
 
-from MissingModalitySynthLib.errors import InputError
+from MissingModalitySynthLib.errors import InputError, SynthesisError
 from MissingModalitySynthLib.modality import MODALITIES
 
 from ..batches import Pair, choose, draw_roles
@@ -42,7 +44,7 @@ def subject_pairs(
         pairs_per_case: targets that are taken from one crop, each with its own sources.
         policy, skipped: what a subject that can't be loaded does, see :func:`load_each`; streams that share one
             ``skipped`` warn once for all of them.
-        **options: of :func:`~.cache.load_subject`.
+        **options: ``load`` of :func:`load_each`, and options of :func:`~.cache.load_subject`.
 
     Raises:
         InputError: no subject can be used, or one can't and the policy is "stop"; a subject has a single contrast.
@@ -64,9 +66,37 @@ def subject_pairs(
             yield Pair(chosen, target, tensors[target], subject=case.name, images=tensors)
 
 
+def in_memory(subjects: Sequence[Subject], count: int, **options) -> Callable[[Subject], CanonicalSubject]:
+    """A ``load`` for :func:`load_each` that keeps the first ``count`` subjects in memory, in MONAI's CacheDataset.
+
+    Args:
+        **options: of :func:`~.cache.load_subject`.
+    """
+    kept = CacheDataset(
+        list(subjects),
+        transform=partial(load_subject, **options),
+        cache_num=count,
+        runtime_cache="threads",  # a subject is loaded when it is drawn, not before the first step
+        copy_cache=False,  # crops are copies already
+        progress=False,
+    )
+    places = {subject.name: place for place, subject in enumerate(subjects)}
+
+    def load(subject: Subject) -> CanonicalSubject:
+        try:
+            return kept[places[subject.name]]
+        except RuntimeError as error:
+            if isinstance(error.__cause__, SynthesisError):  # MONAI wraps what a transform raises
+                raise error.__cause__ from None
+            raise
+
+    return load
+
+
 def load_each(
     subjects: Iterable[Subject],
     *,
+    load: Callable[..., CanonicalSubject] = load_subject,
     policy: str = "skip",
     skipped: dict[str, str] | None = None,
     report: Callable[[str], None] = print,
@@ -76,10 +106,11 @@ def load_each(
 
     Args:
         subjects: may be endless and come again.
+        load: how, :func:`~.cache.load_subject` or what :func:`in_memory` gives.
         policy: a subject that can't be loaded, say for a file that broke in the middle of an epoch, is left out with
             one warning ("skip"), or ends the run with its error ("stop").
         skipped: receives the sentence of each subject left out by its name; those already in it are not tried again.
-        **options: of :func:`~.cache.load_subject`.
+        **options: of ``load``.
     """
     check_policy(policy)
     skipped = {} if skipped is None else skipped
@@ -87,7 +118,7 @@ def load_each(
         if subject.name in skipped:
             continue
         try:
-            loaded = load_subject(subject, **options)
+            loaded = load(subject, **options)
         except InputError as error:
             if policy == "stop":
                 raise

@@ -1,7 +1,7 @@
 """What a run will cost, told before it begins, without torch: from the package's configuration and earlier runs.
 
 The first estimate is coarse: work per voxel from the widths of the networks, at a speed that is typical for the kind of
-device. Every finished run then corrects the next estimates for its package, method and device.
+device. Every finished run then corrects the time that is estimated for its package, method and device.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ _BYTES_PER_VALUE = 2  # bfloat16; devices without it take twice as much
 _LIVE_ACTIVATIONS = 12  # as in translators/base.py
 _ARRAYS_OF_A_VOLUME = 6  # native and canonical, with mask and temporaries
 _PROCESS_BYTES = 500e6  # Python with torch
+STARTING_SECONDS = 6.0  # until a new worker has loaded torch and the model
 _TRUST = 0.5  # weight of the newest run against the ones before
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds and bytes that a run takes; ``measured`` if an earlier run on the same device corrected them."""
+    """Seconds and bytes that a run takes; ``measured`` if an earlier run on the same device corrected the seconds."""
 
     seconds: float
     memory: float
@@ -41,7 +42,7 @@ class Estimate:
 
 
 class MeasuredRuns:
-    """Ratios of measured to estimated cost, remembered under one text in a store of settings.
+    """Ratios of measured to estimated time, remembered under one text in a store of settings.
 
     Args:
         store: keeps the text under :data:`SETTING`, for example the application's settings.
@@ -50,26 +51,25 @@ class MeasuredRuns:
     def __init__(self, store: MutableMapping[str, str]) -> None:
         self._store = store
 
-    def ratios(self, key: str) -> tuple[float, float] | None:
-        """Ratios for seconds and memory, None if nothing was measured."""
-        found = self._read().get(key)
-        return (float(found[0]), float(found[1])) if found else None
+    def ratio(self, key: str) -> float | None:
+        """The ratio for one kind of run, None if nothing was measured."""
+        return self._read().get(key)
 
-    def add(self, key: str, seconds: float, memory: float = 1.0) -> None:
-        """Remember the ratios of one more run."""
+    def add(self, key: str, ratio: float) -> None:
+        """Remember the ratio of one more run."""
         known = self._read()
         if key in known:
-            old_seconds, old_memory = known[key]
-            seconds = _TRUST * seconds + (1 - _TRUST) * old_seconds
-            memory = _TRUST * memory + (1 - _TRUST) * old_memory
-        self._store[SETTING] = json.dumps({**known, key: (seconds, memory)})
+            ratio = _TRUST * ratio + (1 - _TRUST) * known[key]
+        self._store[SETTING] = json.dumps({**known, key: ratio})
 
-    def _read(self) -> dict[str, list[float]]:
+    def _read(self) -> dict[str, float]:
         try:
             known = json.loads(self._store.get(SETTING) or "{}")
         except ValueError:
             return {}
-        return known if isinstance(known, dict) else {}
+        if not isinstance(known, dict):
+            return {}
+        return {key: ratio for key, ratio in known.items() if isinstance(ratio, float)}
 
 
 def key_of(package: ModelPackage, method: str, device: str) -> str:
@@ -117,8 +117,8 @@ def estimate(
     memory = weights + latent * width * _BYTES_PER_VALUE * _LIVE_ACTIVATIONS
     if kind == "cpu":
         memory += _PROCESS_BYTES + 4 * (native + voxels) * _ARRAYS_OF_A_VOLUME * (sources + targets) / 2
-    ratios = measured.ratios(key_of(package, method, device)) if measured else None
-    return Estimate(seconds * (ratios or (1, 1))[0], memory * (ratios or (1, 1))[1], ratios is not None)
+    ratio = measured.ratio(key_of(package, method, device)) if measured else None
+    return Estimate(seconds * (1 if ratio is None else ratio), memory, ratio is not None)
 
 
 def _weights(package: ModelPackage, method: str) -> Sequence[str]:

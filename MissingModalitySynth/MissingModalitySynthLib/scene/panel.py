@@ -13,9 +13,10 @@ from typing import Any
 from ..errors import InputError, SynthesisError
 from ..modality import DISPLAY
 from ..model_package import ListedPackage
-from ..worker.jobs import WorkerInfo
+from ..worker.jobs import START, WorkerInfo
 from .choices import ROWS, UNKNOWN, Choices, chosen_method, chosen_package, task_of
-from .provenance import is_synthetic, provenance_of, synthetic_results
+from .estimates import STARTING_SECONDS
+from .provenance import is_synthetic, provenance_of, synthetic_nodes, synthetic_results
 from .session import Session, Task, cost_of, device_of, duration
 from .translation import _
 from .volumes import check_scalar, geometry_of
@@ -56,6 +57,7 @@ class View:
         lines: progress of each target.
         message, problem: about the last run.
         results: entries of the list, newest last; the keys are node IDs.
+        no_inputs: IDs of the synthetic volumes, which are not offered as inputs.
     """
 
     input_rows: int
@@ -81,6 +83,7 @@ class View:
     message: str
     problem: bool
     results: tuple[Option, ...]
+    no_inputs: tuple[str, ...]
 
 
 def view_of(
@@ -126,6 +129,7 @@ def view_of(
         message=session.message.text,
         problem=session.message.problem,
         results=tuple(_result_option(node) for node in synthetic_results(scene)),
+        no_inputs=tuple(node.GetID() for node in synthetic_nodes(scene)),
     )
 
 
@@ -195,9 +199,10 @@ def _estimate(task: Task, session: Session) -> str:
         cost = cost_of(task, geometry_of(task.sources[task.chosen_reference]), device, session.measured)
     except SynthesisError as error:
         return str(error)
+    starting = STARTING_SECONDS if session.client.state in ("stopped", "starting") else 0.0
     kind = _("CPU") if device == "cpu" else _("GPU")
     text = _("About {time} and {memory:.1f} GB of memory on the {device}.").format(
-        time=duration(cost.seconds), memory=cost.memory / _GIGABYTE, device=kind
+        time=duration(cost.seconds + starting), memory=cost.memory / _GIGABYTE, device=kind
     )
     if not cost.measured:
         text += " " + _("A rough estimate until the first run.")
@@ -218,8 +223,10 @@ def _button(session: Session, targets: Sequence[str]) -> str:
 def _stage(session: Session) -> str:
     """What is being done, and how long the whole run will still take."""
     progress = session.progress
+    info = session.client.info
     stages = {
-        "": _("Handing the volumes over") if session.client.info else _("Starting the worker"),
+        "": _("Handing the volumes over") if info else _("Starting the worker"),
+        START: _("Handing the volumes over") if info and info.torch else _("Loading PyTorch"),
         "load model": _("Loading the model"),
         "prepare": _("Preparing the volumes"),
         "encode": _("Encoding"),
@@ -240,7 +247,8 @@ def _lines(session: Session) -> tuple[str, ...]:
 
 
 def _with_time(text: str, seconds_left: float | None) -> str:
-    if not seconds_left:
+    """A time that has run out, or is about to, is not told: the last second can take several."""
+    if seconds_left is None or seconds_left < 1:
         return text
     return _("{progress}, {time} left").format(progress=text, time=duration(seconds_left))
 

@@ -22,7 +22,7 @@ class RunProgress:
         stage: the stage as the engine calls it.
         fraction: of the whole run, 0 to 1.
         target: the one being made, None before and after.
-        seconds_left: of the whole run, None while unknown.
+        seconds_left: of the whole run, None while unknown: what comes before the first target tells nothing of it.
     """
 
     def __init__(self, targets: Sequence[str]) -> None:
@@ -32,10 +32,11 @@ class RunProgress:
         self._began: dict[str, float] = {}
 
     def update(self, stage: str, fraction: float, target: str | None, seconds_left: float | None) -> None:
-        self.stage, self.target, self.seconds_left = stage, target, seconds_left
+        self.stage, self.target = stage, target
         self.fraction = min(max(fraction, self.fraction), 1.0)
         if target in self.targets:
             self._began.setdefault(target, self.fraction)
+        self.seconds_left = seconds_left if self._began else None
 
     def by_target(self) -> list[TargetProgress]:
         """Every target in the order of making."""

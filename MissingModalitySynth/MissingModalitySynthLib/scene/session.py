@@ -20,7 +20,7 @@ from ..modality import canonical_name
 from ..model_package import ModelPackage
 from ..worker.client import WorkerClient
 from ..worker.failures import Failure
-from ..worker.jobs import Job, TargetResult
+from ..worker.jobs import START, Job, TargetResult
 from .estimates import Estimate, MeasuredRuns, estimate, key_of
 from .results import add_results
 from .run_progress import RunProgress
@@ -88,7 +88,7 @@ class _Run:
     progress: RunProgress
     geometry: Geometry  # of the reference
     started: float
-    computing: float | None = None  # when the worker's first message came; before, its process may have to start
+    computing: float | None = None  # when the engine began; before, the worker may have to start and load torch
     observers: list[int] = field(default_factory=list)
     stopping: str = ""  # why it is being stopped
 
@@ -186,7 +186,7 @@ class Session:
 
     def on_progress(self, stage: str, fraction: float, target: str | None, seconds_left: float | None) -> None:
         if self._run is not None:
-            if self._run.computing is None:
+            if self._run.computing is None and stage != START:
                 self._run.computing = self._clock()
             self._run.progress.update(stage, fraction, target, seconds_left)
             self.on_change()
@@ -219,15 +219,13 @@ class Session:
 
     def _remember(self, run: _Run, results: Mapping[str, TargetResult]) -> None:
         """Correct later estimates for the device that computed, which need not be the one that was asked for."""
-        provenance = next(iter(results.values())).provenance
-        device = provenance.get("device", "cpu")
+        device = next(iter(results.values())).provenance.get("device", "cpu")
         cost = cost_of(run.task, run.geometry, device)
         began = run.started if run.computing is None else run.computing
         method = run.task.method or run.task.package.default_method
         self.measured.add(
             key_of(run.task.package, method, device),
             (self._clock() - began) / cost.seconds,
-            provenance.get("peak_memory", cost.memory) / cost.memory,
         )
 
     def _stop(self, why: str) -> None:

@@ -132,8 +132,9 @@ def image_of(array: np.ndarray) -> vtk.vtkImageData:
     image.SetDimensions(array.shape)
     image.AllocateScalars(vtk.VTK_FLOAT, 1)
     voxels = vtk_to_numpy(image.GetPointData().GetScalars()).reshape(array.shape, order="F")
-    for start in range(0, len(array), _SLAB):  # the order of memory differs: slabs stay in the processor's cache
-        voxels[start : start + _SLAB] = array[start : start + _SLAB]
+    slab = len(array) if array.flags.f_contiguous else _SLAB  # where the order differs, slabs stay in the cache
+    for start in range(0, len(array), slab):
+        voxels[start : start + slab] = array[start : start + slab]
     return image
 
 

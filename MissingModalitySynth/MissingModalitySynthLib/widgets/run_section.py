@@ -35,7 +35,10 @@ class RunSection:
         ui = self._ui
         given = len(self._context.choices.sources)
         for n in range(1, ROWS + 1):
-            getattr(ui, f"sourceSelector{n}").visible = n <= view.input_rows
+            selector = getattr(ui, f"sourceSelector{n}")
+            selector.visible = n <= view.input_rows
+            if before is None or view.no_inputs != before.no_inputs:
+                selector.sortFilterProxyModel().hiddenNodeIDs = view.no_inputs
             getattr(ui, f"modalityComboBox{n}").visible = n <= given
         for name in MODALITIES:
             getattr(ui, f"target{name}CheckBox").visible = name in view.targets
@@ -51,7 +54,10 @@ class RunSection:
         ui.reasonLabel.text = view.reason
         ui.reasonLabel.visible = bool(view.reason)
         ui.progressBar.visible = ui.progressLabel.visible = view.running
+        # A bar repaints itself at once, and with it the views: a moment later all changes are painted together.
+        ui.progressBar.setUpdatesEnabled(False)
         ui.progressBar.value = view.percent
+        ui.progressBar.setUpdatesEnabled(True)
         ui.progressLabel.text = "\n".join((view.stage, *view.lines))
         ui.messageLabel.text = f"\N{WARNING SIGN} {view.message}" if view.problem else view.message
         ui.messageLabel.visible = bool(view.message)

@@ -21,7 +21,7 @@ from .transports import Transport
 # Cancelling takes at most the sum of both; a step of the diffusion can take longer than the first.
 CANCEL_SECONDS = 1.0
 KILL_SECONDS = 0.5
-_OF_ANY_JOB = ("driver", "protocol")  # no job can succeed in a worker that has such a failure
+_OF_ANY_JOB = ("driver", "installation", "protocol")  # no job can succeed in a worker that has such a failure
 
 
 @dataclass

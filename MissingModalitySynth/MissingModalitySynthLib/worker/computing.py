@@ -111,7 +111,8 @@ def _read(folder: Path, description: Mapping[str, Any]) -> Volume:
 
 
 def _write(volume: Volume, file: Path) -> dict[str, Any]:
-    np.save(file, volume.array, allow_pickle=False)
+    """Write voxels in the order that images have in memory there, so that the client need not turn them round."""
+    np.save(file, np.asfortranarray(volume.array), allow_pickle=False)
     return describe(volume, file)
 
 

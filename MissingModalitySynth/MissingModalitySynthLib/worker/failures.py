@@ -12,6 +12,7 @@ CANCELLED = "cancelled"  # how the worker confirms that it stopped; no failure
 REMEDIES = {
     "out_of_memory": "Close other programs, crop the volume to the head, or choose the CPU as the device.",
     "driver": "Choose the CPU as the device, or let the installation check say what to install or update.",
+    "installation": "The installation check says what is missing or damaged, and what to do; then run again.",
     "damaged_model": "Choose another model or method, or install the model package again.",
     "bad_input": "Change the volume or the option that the message names, then run again.",
     "disk": "Free space on the disk of the temporary folder, then run again.",
@@ -58,7 +59,7 @@ def failure(kind: str, message: str) -> Failure:
 
 
 def failure_of(error: BaseException) -> Failure:
-    """The failure that an exception of the engine means. An ``ImportError`` is taken for torch's."""
+    """The failure that an exception of the engine means."""
     reason = " ".join(str(error).split())
     if isinstance(error, OutOfMemoryError):
         return failure("out_of_memory", str(error))
@@ -71,7 +72,7 @@ def failure_of(error: BaseException) -> Failure:
     if isinstance(error, ProtocolError):
         return failure("protocol", str(error))
     if isinstance(error, ImportError):
-        return failure("driver", f"What computes cannot be loaded ({reason}).")
+        return failure("installation", f"What computes cannot be loaded ({reason}).")
     if isinstance(error, RuntimeError) and any(sign in reason.lower() for sign in _DRIVER_SIGNS):
         return failure("driver", f"The graphics driver failed ({reason}).")
     if isinstance(error, (OutputError, OSError)):

@@ -12,6 +12,8 @@ from .failures import Failure
 if TYPE_CHECKING:
     from ..volume import Volume
 
+START = "start"  # the stage of a job that was accepted but has not begun, as torch may still have to be loaded
+
 
 @dataclass(frozen=True)
 class Job:

@@ -21,6 +21,7 @@ from ..errors import Cancelled
 from ..progress import Progress
 from .exchange import remove_folder, sweep
 from .failures import CANCELLED, failure_of
+from .jobs import START
 from .protocol import PROTOCOL_VERSION, LineBuffer, ProtocolError, check_version, decode, encode
 
 _CHUNK = 1 << 16
@@ -99,7 +100,7 @@ class Server:
         elif kind == "synthesize":
             self._job = job
             self._cancelled.clear()
-            self._report(job, Progress("start", 0.0))
+            self._report(job, Progress(START, 0.0))
             self._tasks.put(message)
         elif kind == "cancel":
             if job == self._job:  # else it ended while the message was on its way
@@ -168,7 +169,7 @@ class Server:
             if job is not None:
                 self._job = None
             self._fail(job, error)
-            if failure_of(error).kind == "driver":  # neither a half-loaded library nor a broken GPU context heals
+            if failure_of(error).kind in ("driver", "installation"):  # neither a half-loaded library nor a broken GPU context heals
                 self._leave()
 
     def _load(self, message: Mapping[str, Any]) -> None:

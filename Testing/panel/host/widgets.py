@@ -5,7 +5,7 @@
 
 from typing import ClassVar
 
-from PySide6.QtCore import Property, QEvent, QPoint, QSize, Qt, Signal, Slot
+from PySide6.QtCore import Property, QEvent, QObject, QPoint, QSize, Qt, Signal, Slot
 from PySide6.QtGui import QPainter, QPalette, QPolygon
 from PySide6.QtWidgets import (
     QAbstractButton,
@@ -168,6 +168,20 @@ class ctkSliderWidget(QWidget):
     spinBoxVisible = Property(bool, lambda self: not self._spin.isHidden(), setSpinBoxVisible)
 
 
+class qMRMLSortFilterProxyModel(QObject):
+    """What a combo box leaves out."""
+
+    def __init__(self, parent, changed):
+        super().__init__(parent)
+        self._hidden, self._changed = [], changed
+
+    def _hide(self, identifiers):
+        self._hidden = list(identifiers)
+        self._changed()
+
+    hiddenNodeIDs = Property("QStringList", lambda self: self._hidden, _hide)
+
+
 class qMRMLNodeComboBox(QWidget):
     """Chooses a node of some classes in the scene."""
 
@@ -189,6 +203,10 @@ class qMRMLNodeComboBox(QWidget):
         self.setFocusProxy(self._combo)
         self._combo.currentIndexChanged.connect(self._chosen)
         self._last = ""
+        self._model = qMRMLSortFilterProxyModel(self, self._refill)
+
+    def sortFilterProxyModel(self):
+        return self._model
 
     def setMRMLScene(self, scene):
         for tag in self._tags:
@@ -218,6 +236,8 @@ class qMRMLNodeComboBox(QWidget):
             kinds = self._values["nodeTypes"]
             exact = node.GetClassName() in kinds
             child = self._values["showChildNodeTypes"] and any(node.IsA(kind) for kind in kinds)
+            if node.GetID() in self._model.hiddenNodeIDs:
+                continue
             if (exact or child) and (self._values["showHidden"] or not node.GetHideFromEditors()):
                 found.append(node)
         return found
@@ -290,4 +310,4 @@ class qMRMLNodeComboBox(QWidget):
 
 
 CTK = (ctkCollapsibleButton, ctkSliderWidget)
-SLICER = (qMRMLWidget, qMRMLNodeComboBox)
+SLICER = (qMRMLWidget, qMRMLSortFilterProxyModel, qMRMLNodeComboBox)
