@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
 from monai.data import CacheDataset
+from monai.transforms import Transform
 
 from MissingModalitySynthLib.errors import InputError, SynthesisError
 from MissingModalitySynthLib.modality import MODALITIES
@@ -66,6 +67,16 @@ def subject_pairs(
             yield Pair(chosen, target, tensors[target], subject=case.name, images=tensors)
 
 
+class _Load(Transform):
+    """:func:`~.cache.load_subject` in MONAI's terms: what is no ``Transform`` is taken for random and not cached."""
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self.options = options
+
+    def __call__(self, subject: Subject) -> CanonicalSubject:
+        return load_subject(subject, **self.options)
+
+
 def in_memory(subjects: Sequence[Subject], count: int, **options) -> Callable[[Subject], CanonicalSubject]:
     """A ``load`` for :func:`load_each` that keeps the first ``count`` subjects in memory, in MONAI's CacheDataset.
 
@@ -74,7 +85,7 @@ def in_memory(subjects: Sequence[Subject], count: int, **options) -> Callable[[S
     """
     kept = CacheDataset(
         list(subjects),
-        transform=partial(load_subject, **options),
+        transform=_Load(options),
         cache_num=count,
         runtime_cache="threads",  # a subject is loaded when it is drawn, not before the first step
         copy_cache=False,  # crops are copies already
