@@ -251,6 +251,15 @@ def test_ctrl_c_stops_at_the_next_step_with_130_and_one_sentence_and_leaves_noth
     assert everything_in(tmp_path) == []
 
 
+@pytest.fixture
+def interruptible():
+    """SIGINT as in a terminal: shells make background jobs ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_the_second_ctrl_c_stops_at_once():
     with pytest.raises(KeyboardInterrupt), stop_signals(graceful=True) as asked:
         assert not asked()
@@ -259,6 +268,7 @@ def test_the_second_ctrl_c_stops_at_once():
         signal.raise_signal(signal.SIGINT)
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_commands_without_steps_stop_at_the_first_ctrl_c(run, monkeypatch):
     before = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(cli_models, "list_models", lambda *_: signal.raise_signal(signal.SIGINT))

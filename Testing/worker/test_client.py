@@ -287,7 +287,7 @@ def test_a_client_of_another_version_is_refused_by_the_worker(clients, transport
 
 
 def test_a_driver_that_fails_costs_the_worker_and_the_next_job_has_a_new_one_at_once(clients, transport, tools, job):
-    client = clients(tools.fake_worker("raise ImportError('DLL load failed')"), transport)
+    client = clients(tools.fake_worker("raise RuntimeError('CUDA error: unspecified launch failure')"), transport)
     pids = []
 
     class Again(tools.Recorder):
@@ -301,6 +301,14 @@ def test_a_driver_that_fails_costs_the_worker_and_the_next_job_has_a_new_one_at_
     client.synthesize(job, first)
     tools.wait_until(client, lambda: second.ends)
     assert first.failure.kind == second.failure.kind == "driver" and pids[0] != pids[1]
+
+
+def test_what_cannot_be_imported_is_a_matter_of_the_installation_and_the_next_job_looks_again(clients, tools, job):
+    client = clients(tools.fake_worker("raise ImportError('DLL load failed')"))
+    failure = tools.finish(client, job).failure
+    assert failure.kind == "installation"
+    assert "installation check" in failure.remedy and "CPU" not in failure.remedy
+    assert client.state == "stopped"
 
 
 @pytest.mark.parametrize(
@@ -335,12 +343,12 @@ def test_shutting_down_cancels_the_job(clients, transport, tools, job):
 
 
 def test_a_worker_that_does_not_hear_the_shutdown_is_killed(clients, transport, tools):
-    client = clients(tools.python("import time; print('deaf', flush=True); time.sleep(600)"), transport)
+    client = clients(tools.python("import os, time; print(os.getpid(), flush=True); time.sleep(600)"), transport)
     client.start()
     tools.wait_until(client, lambda: client.lines)
-    child = psutil.Process().children()[-1]
+    pid = int(client.lines[-1])
     client.shutdown()
-    tools.wait_until(client, lambda: tools.has_gone(child.pid))
+    tools.wait_until(client, lambda: tools.has_gone(pid))
 
 
 def test_voxels_that_cannot_be_sent_fail_the_job_and_keep_the_worker(clients, tools, job):
