@@ -30,7 +30,7 @@ try:
         ScriptedLoadableModuleLogic,
         ScriptedLoadableModuleWidget,
     )
-except ImportError:  # PythonSlicer without the application has no Qt: the logic alone works there
+except (ImportError, AttributeError):  # in PythonSlicer qt is missing or empty: the logic alone works there
 
     class ScriptedLoadableModule:
         pass

@@ -90,7 +90,7 @@ def the_loaded_mri_and_its_contrast_are_already_chosen(panel):
     assert not panel.ui.targetT1CheckBox.visible
     assert not panel.ui.applyButton.enabled
     assert "Tick" in panel.ui.reasonLabel.text
-    assert panel.ui.applyButton.toolTip == panel.ui.reasonLabel.text
+    assert panel.ui.reasonLabel.text in panel.ui.applyButton.toolTip  # which Slicer marks as rich text
     panel.tick("FLAIR")
     assert panel.ui.applyButton.enabled
     assert panel.ui.reasonLabel.text == ""
@@ -126,6 +126,25 @@ def a_click_makes_new_volumes_on_the_same_grid(panel):
     assert "Synthesize" in panel.ui.applyButton.text.replace("&", "")
     assert "synthesized" in panel.ui.messageLabel.text
     assert not panel.ui.progressBar.visible
+
+
+def a_synthetic_volume_is_offered_for_comparing_only_and_gone_with_its_message_when_the_scene_is_closed(panel):
+    source = add_head()
+    panel.settle()
+    panel.begin("T2")
+    made = panel.finish()
+    ui = panel.ui
+    for selector in (ui.sourceSelector1, ui.sourceSelector2, ui.compareSourceSelector, ui.compareAcquiredSelector):
+        assert [selector.nodeFromIndex(n) for n in range(selector.nodeCount())] == [source]
+    offered = [ui.compareSyntheticSelector.nodeFromIndex(n) for n in range(ui.compareSyntheticSelector.nodeCount())]
+    assert offered == made
+    slicer.mrmlScene.RemoveNode(source)
+    panel.settle()
+    assert ui.sourceSelector1.currentNode() is None
+    slicer.mrmlScene.Clear(0)
+    panel.settle()
+    assert ui.messageLabel.text == ""
+    assert not ui.modalityComboBox1.visible
 
 
 def another_run_replaces_the_result_or_adds_one(panel):
@@ -281,6 +300,7 @@ STORIES = (
     the_loaded_mri_and_its_contrast_are_already_chosen,
     a_wrong_guess_is_corrected_by_the_user_and_stays_corrected,
     a_click_makes_new_volumes_on_the_same_grid,
+    a_synthetic_volume_is_offered_for_comparing_only_and_gone_with_its_message_when_the_scene_is_closed,
     another_run_replaces_the_result_or_adds_one,
     cancel_adds_nothing_and_the_next_run_works,
     removing_the_source_during_a_run_adds_nothing,

@@ -91,7 +91,9 @@ def compare(folder: Path, cases: int) -> None:
         (paper, ("diffusion.mode=paper", "diffusion.steps=50"), "50"),
     ):
         output = folder / f"evaluation-{run.name}"
-        train("evaluate", recipe, run, *overrides, "--output", output, "--cases", cases, "--steps", steps)
+        train(
+            "evaluate", recipe, run, *overrides, "--output", output, "--cases", cases, "--steps", steps, "--samples", 1
+        )
         found = json.loads((output / "evaluation.json").read_text(encoding="utf-8"))
         records += [record | {"mode": run.name} for record in found["records"]]
     print_comparison(records)
@@ -117,7 +119,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("overfit", "compare"))
     parser.add_argument("--folder", type=Path, required=True, help="of the runs")
-    parser.add_argument("--cases", type=int, default=6, help="heads that compare evaluates on")
+    parser.add_argument("--cases", type=int, default=4, help="heads that compare evaluates on")
     options = parser.parse_args()
     if options.what == "overfit":
         overfit(options.folder)

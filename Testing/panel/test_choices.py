@@ -228,6 +228,21 @@ def test_the_estimate_is_for_the_first_device_that_works(view, session, add):
     assert "on the GPU" in view(Choices(sources=((add("T1"), "T1"),), targets=("T2",))).estimate
 
 
+def test_the_start_of_the_worker_is_part_of_the_estimate_until_it_is_warm(view, session, add):
+    chosen = Choices(sources=((add("T1"), "T1"),), targets=("T2",))
+    seconds = {}
+    for state in ("idle", "starting", "stopped"):
+        session.client.state = state
+        seconds[state] = int(view(chosen).estimate.split()[1])
+    assert seconds["stopped"] == seconds["starting"] >= seconds["idle"] + 5
+
+
+def test_synthetic_volumes_are_told_so_that_they_are_not_offered_as_inputs(view, add, synthetic):
+    source = add("T1")
+    made = synthetic("T2 (synthetic from T1)", "T2", source)
+    assert view(Choices()).no_inputs == (made.GetID(),)
+
+
 def test_too_large_a_volume_for_the_device_is_warned_of(view, session, add):
     session.client.info = WorkerInfo("0", "3", 1, "2", (replace(GPU, memory_bytes=1_000_000), CPU))
     shown = view(Choices(sources=((add("T1"), "T1"),), targets=("T2",)))

@@ -41,3 +41,12 @@ def test_the_bar_never_goes_back():
     progress.update("condition", 0.6, "T2", None)
     progress.update("condition", 0.3, "T2", None)
     assert progress.fraction == 0.6
+
+
+def test_the_time_left_is_not_told_before_the_first_target_has_begun():
+    progress = RunProgress(("T2",))
+    progress.update("prepare", 0.2, None, 0.8)
+    assert progress.seconds_left is None
+    progress.update("condition", 0.4, "T2", 6.0)
+    progress.update("native grid", 0.9, None, 2.0)
+    assert progress.seconds_left == 2.0

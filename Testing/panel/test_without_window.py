@@ -39,6 +39,26 @@ print([name for name in ("qt", "PySide6", "torch") if name in sys.modules])
 print(logic.session.client.info.pid)
 """
 
+# What PythonSlicer has in place of Qt: a module without classes, which Slicer's own modules stumble over.
+EMPTY_QT = {
+    "qt.py": "",
+    "stand_in/i18n.py": "tr = translate = str",
+    "stand_in/parameterNodeWrapper.py": "import qt\nqt.QColor",
+}
+
+
+def test_the_module_can_be_imported_where_qt_is_an_empty_module(tmp_path):
+    for name, text in EMPTY_QT.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    code = (
+        f"import slicer; slicer.__path__.append({str(tmp_path / 'stand_in')!r}); "
+        "import MissingModalitySynth as module; print(module.MissingModalitySynthLogic().session.running)"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(MODULE), str(tmp_path)])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    assert done.stdout.strip() == "False", done.stderr
+
 
 def test_a_script_synthesizes_with_the_same_call_and_no_process_is_left():
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(MODULE), os.environ.get("PYTHONPATH", "")])}

@@ -1,3 +1,5 @@
+import gc
+
 import numpy as np
 import pytest
 import slicer
@@ -173,3 +175,29 @@ def test_a_segmentation_without_display_is_outlined_and_stays_without(scene, vie
     assert isinstance(node.GetDisplayNode(), slicer.vtkMRMLSegmentationDisplayNode)
     outlines.hide()
     assert node.GetNumberOfDisplayNodes() == 0
+
+
+def test_an_outline_lives_as_long_as_its_segmentation_since_views_keep_its_address(compare, volumes, segment):
+    lesion = segment()
+    deleted = []
+    for rows in (("Axial",), ("Axial", "Coronal"), ("Axial",)):
+        compare.show(**volumes, rows=rows, segmentations=[lesion])
+        for number in range(1, lesion.GetNumberOfDisplayNodes()):
+            lesion.GetNthDisplayNode(number).AddObserver("DeleteEvent", lambda node, event: deleted.append(event))
+        compare.hide()
+        gc.collect()
+        assert lesion.GetNumberOfDisplayNodes() == 1
+    assert not deleted
+
+
+def test_outlines_are_freed_with_their_segmentation(scene, segment):
+    deleted = []
+    lesion, outlines = segment(), SegmentationOutlines(scene)
+    outlines.show([lesion], {"source": ["vtkMRMLSliceNodeRed"]})
+    lesion.GetNthDisplayNode(1).AddObserver("DeleteEvent", lambda node, event: deleted.append(event))
+    outlines.hide()
+    scene.RemoveNode(lesion)
+    outlines.hide()
+    del lesion
+    gc.collect()
+    assert deleted

@@ -27,6 +27,7 @@ class SegmentationOutlines:
     def __init__(self, scene: Any) -> None:
         self._scene = scene
         self._displays: list[tuple[str, Any, Any]] = []  # column, own display node (or None), outline
+        self._made: dict[tuple[Any, str], Any] = {}  # outlines by segmentation and column, to be used again
         self._kept_out: list[tuple[Any, tuple[str, ...]]] = []  # own display nodes that were shown in all views
         self._settings: dict[str, tuple[bool, float]] = {}
         self._observations = Observations()
@@ -54,6 +55,7 @@ class SegmentationOutlines:
         for _, _, display in self._displays:
             segmentation = display.GetDisplayableNode()
             if segmentation:
+                display.SetVisibility(False)
                 ids = [segmentation.GetNthDisplayNodeID(n) for n in range(segmentation.GetNumberOfDisplayNodes())]
                 segmentation.RemoveNthDisplayNodeID(ids.index(display.GetID()))
             if display.GetScene():
@@ -62,6 +64,7 @@ class SegmentationOutlines:
             if tuple(own.GetViewNodeIDs()) == views:  # else the user has chosen views meanwhile
                 own.RemoveAllViewNodeIDs()
         self._displays, self._kept_out = [], []
+        self._made = {key: display for key, display in self._made.items() if key[0].GetScene()}
 
     def set_column(self, column: str, visible: bool, opacity: float = 1.0) -> None:
         """Show or hide the outlines of one column, with an opacity from 0 to 1; also for what is outlined later."""
@@ -78,7 +81,12 @@ class SegmentationOutlines:
     def _add(self, segmentation: Any, own: Any, column: str, views: Sequence[str]) -> Any:
         import slicer
 
-        display = slicer.vtkMRMLSegmentationDisplayNode()
+        display = self._made.get((segmentation, column))
+        if display is None:
+            display = self._made[segmentation, column] = slicer.vtkMRMLSegmentationDisplayNode()
+            # The displayable managers keep the address of every display node until the segmentation is removed, and
+            # use it even when the display node was removed before: it has to live as long as the segmentation.
+            segmentation.AddObserver("DeleteEvent", lambda *_, alive=display: None)
         if own:
             display.CopyContent(own)
         # A singleton's ID contains its tag. So, in a scene that is saved meanwhile, the segmentation's reference to

@@ -44,7 +44,8 @@ class SlicerViews:
     def when_laid_out(self, callback: Callable[[], None]) -> None:
         import qt
 
-        qt.QTimer.singleShot(0, callback)
+        for milliseconds in (0, 200):  # most views have it at once, some of a layout of many only a little later
+            qt.QTimer.singleShot(milliseconds, callback)
 
     @staticmethod
     def _widget(name: str) -> Any | None:

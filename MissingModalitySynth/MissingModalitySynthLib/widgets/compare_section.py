@@ -9,9 +9,10 @@ import slicer
 
 from ..scene.compare_choices import compared_with, comparison_of, metrics_text
 from ..scene.compare_layout import COLUMNS
+from ..scene.provenance import SYNTHETIC
 from ..scene.translation import _
 from .application import ensure_dependencies
-from .context import Context
+from .context import Context, offer_all_but
 
 
 class CompareSection:
@@ -25,6 +26,7 @@ class CompareSection:
     def __init__(self, ui: Any, context: Context) -> None:
         self._ui, self._context = ui, context
         self._view = self._shown = self._measured = None
+        ui.compareSyntheticSelector.addAttribute("vtkMRMLScalarVolumeNode", SYNTHETIC, "1")
         ui.startCompareButton.connect("clicked(bool)", lambda checked: self.open())
         ui.closeCompareButton.connect("clicked(bool)", lambda checked: self.close())
         ui.flickerButton.connect("clicked(bool)", self._flicker)
@@ -90,6 +92,8 @@ class CompareSection:
 
     def refresh(self) -> None:
         """Follow the choices, above all while the comparison is shown."""
+        for selector in (self._ui.compareSourceSelector, self._ui.compareAcquiredSelector):
+            offer_all_but(self._context.view.no_inputs, selector)
         outlined = self._ui.segmentationSelector.currentNode() is not None
         self._ui.otherSegmentationLabel.visible = self._ui.otherSegmentationSelector.visible = outlined
         if self._view is not None and self._view.visible and self._context.parameters is not None:

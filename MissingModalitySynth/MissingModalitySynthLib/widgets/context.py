@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -43,3 +43,10 @@ class Context:
             yield
         except SynthesisError as error:
             self.logic.session.tell(Message(str(error), problem=True))
+
+
+def offer_all_but(node_ids: Sequence[str], selector: Any) -> None:
+    """Leave nodes out of a ``qMRMLNodeComboBox``."""
+    model = selector.sortFilterProxyModel()
+    if tuple(model.hiddenNodeIDs) != tuple(node_ids):
+        model.hiddenNodeIDs = node_ids

@@ -8,7 +8,7 @@ from typing import Any
 from ..modality import MODALITIES
 from ..scene.choices import ROWS, task_of
 from ..scene.panel import Option, View
-from .context import Context
+from .context import Context, offer_all_but
 
 _OPTIONS = ("package", "method", "device", "reference")
 
@@ -37,8 +37,7 @@ class RunSection:
         for n in range(1, ROWS + 1):
             selector = getattr(ui, f"sourceSelector{n}")
             selector.visible = n <= view.input_rows
-            if before is None or view.no_inputs != before.no_inputs:
-                selector.sortFilterProxyModel().hiddenNodeIDs = view.no_inputs
+            offer_all_but(view.no_inputs, selector)
             getattr(ui, f"modalityComboBox{n}").visible = n <= given
         for name in MODALITIES:
             getattr(ui, f"target{name}CheckBox").visible = name in view.targets

@@ -169,7 +169,8 @@ class Server:
             if job is not None:
                 self._job = None
             self._fail(job, error)
-            if failure_of(error).kind in ("driver", "installation"):  # neither a half-loaded library nor a broken GPU context heals
+            # Neither a half-loaded library nor a broken GPU context heals.
+            if failure_of(error).kind in ("driver", "installation"):
                 self._leave()
 
     def _load(self, message: Mapping[str, Any]) -> None:

@@ -195,6 +195,7 @@ class qMRMLNodeComboBox(QWidget):
         self._values |= {"noneEnabled": False, "showHidden": False, "showChildNodeTypes": True}
         self._values |= {"selectNodeUponCreation": True, "noneDisplay": "None", "nodeTypes": []}
         self._scene, self._tags, self._closing = None, [], False
+        self._attributes = []
         self._combo = QComboBox()
         self._combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
         layout = QVBoxLayout(self)
@@ -207,6 +208,11 @@ class qMRMLNodeComboBox(QWidget):
 
     def sortFilterProxyModel(self):
         return self._model
+
+    @Slot(str, str, str)
+    def addAttribute(self, kind, name, value):
+        self._attributes.append((kind, name, value))
+        self._refill()
 
     def setMRMLScene(self, scene):
         for tag in self._tags:
@@ -237,6 +243,8 @@ class qMRMLNodeComboBox(QWidget):
             exact = node.GetClassName() in kinds
             child = self._values["showChildNodeTypes"] and any(node.IsA(kind) for kind in kinds)
             if node.GetID() in self._model.hiddenNodeIDs:
+                continue
+            if any(node.IsA(kind) and node.GetAttribute(name) != value for kind, name, value in self._attributes):
                 continue
             if (exact or child) and (self._values["showHidden"] or not node.GetHideFromEditors()):
                 found.append(node)
