@@ -76,7 +76,9 @@ def session(time):
         made.changes += 1
 
     made.on_change = count
-    return made
+    yield made
+    if made.running:  # else the scene would still call it when it is collected
+        made.on_cancelled()
 
 
 @pytest.fixture
