@@ -82,12 +82,9 @@ DEFAULTS: dict[str, Any] = {
         "mode": "bridge",  # or "paper": noise is predicted, ALDM eq. 2 and 4
         "steps": 2,  # of the sampler
         "sigma": 0.3,  # noise of the bridge, near the spread of what it has to add: else only its first step matters
-        "spread": 0.5,  # of the targets about the target-like latents; measured unless MS-SPADE is trained along
         "eta": 0.0,  # of the sampler in paper mode
-        "train_spade": False,  # train MS-SPADE along, and the stage "spade" is not needed
         "latent_weight": 1.0,
         "image_weight": 4.0,
-        "spade_weight": 1.0,
         "start_share": 0.5,
         "weighting": "none",  # of the time steps in paper mode; or "min_snr"
         # what the ablations leave out

@@ -83,13 +83,12 @@ def spade_losses(
     pair: Pair,
     generator: torch.Generator,
     *,
-    translation_weight: float = 1.0,
     latent_weight: float = 1.0,
     image_weight: float = 4.0,
     self_weight: float = 0.0,
     cycle_weight: float = 0.0,
     information_weight: float = 0.0,
-) -> tuple[Terms, torch.Tensor]:
+) -> Terms:
     """Target-like latents z_src^tar = S(z_src, tar) near the target's z_tar (ALDM section 3.1).
 
     The terms, each with its weight::
@@ -99,9 +98,6 @@ def spade_losses(
         cycle        |S(S(z_tar, src), tar) - z_tar|; it begins at the target, which has one protocol, since the
                      protocol of a source cannot be known on the way back to it
         information  -I(S(z_src, tar); z_tar), which aligns the latent spaces of the contrasts (Wang et al. 2023)
-
-    Returns:
-        The terms, and the fused target-like latents (B, C, x, y, z) with their gradient.
     """
     stage, spade = model.first_stage, model.spade
     with torch.no_grad():
@@ -110,7 +106,7 @@ def spade_losses(
     target = model.index(pair.target, latents)
     target_like = [spade(z, target).float() for z in sources.values()]
     distances = [squared_error(stage, z, latents, pair.image, latent_weight, image_weight) for z in target_like]
-    terms = {"spade": translation_weight * torch.stack(distances).mean()}
+    terms = {"spade": torch.stack(distances).mean()}
     if self_weight:
         terms["self"] = self_weight * F.l1_loss(spade(latents, target).float(), latents)
     if cycle_weight:
@@ -119,7 +115,7 @@ def spade_losses(
         terms["cycle"] = cycle_weight * F.l1_loss(spade(there, target).float(), latents)
     if information_weight:
         terms["information"] = -information_weight * mutual_information(fuse(target_like), latents)
-    return terms, fuse(target_like)
+    return terms
 
 
 def bridge_losses(
@@ -129,17 +125,15 @@ def bridge_losses(
     *,
     latent_weight: float = 1.0,
     image_weight: float = 4.0,
-    spade_weight: float = 1.0,
     start_share: float = 0.5,
-    train_spade: bool = True,
 ) -> Terms:
-    """The bridge, alone or trained together with MS-SPADE, which learns from its own terms only.
+    """The bridge from the target-like latents of a trained MS-SPADE.
 
     ||(v - v*) / scale_out||^2 makes every time as hard as any other (Karras et al. 2022, equation 8), and the end that
     v points to is judged in the image. ``start_share`` of the times are tau = 0, where every sampler begins; the others
     are uniform in [0, 1).
     """
-    terms, start, latents = _start(model, pair, generator, latent_weight, image_weight, spade_weight, train_spade)
+    start, latents = _ends(model, pair)
     tau = torch.rand(start.shape[0], generator=generator)
     tau = torch.where(torch.rand(start.shape[0], generator=generator) < start_share, 0.0, tau).to(start.device)
     noise = torch.randn(start.shape, generator=generator).to(start.device)
@@ -149,7 +143,7 @@ def bridge_losses(
     loss = latent_weight * ((end - latents) / scale_out).square().mean()
     if image_weight:
         loss = loss + image_weight * F.mse_loss(model.first_stage.decode(end), pair.image)
-    return terms | {"bridge": loss}
+    return {"bridge": loss}
 
 
 def diffusion_losses(
@@ -157,25 +151,21 @@ def diffusion_losses(
     pair: Pair,
     generator: torch.Generator,
     *,
-    latent_weight: float = 1.0,
-    image_weight: float = 4.0,
-    spade_weight: float = 1.0,
     weighting: str = "none",
-    train_spade: bool = False,
 ) -> Terms:
     """E ||epsilon - epsilon_theta(z_src^tar, z_t^tar, t, y)||^2 with t uniform in 0..T-1 (ALDM eq. 2 and 4).
 
     ``weighting="min_snr"`` multiplies by min(SNR, 5) / SNR, SNR = alpha_bar / (1 - alpha_bar): steps that are nearly
     free of noise no longer dominate (Hang et al. 2023, eq. 5 for the prediction of noise).
     """
-    terms, start, latents = _start(model, pair, generator, latent_weight, image_weight, spade_weight, train_spade)
+    start, latents = _ends(model, pair)
     t = torch.randint(len(model.alpha_bar), (latents.shape[0],), generator=generator)
     alpha_bar = model.alpha_bar[t].float().to(latents.device)
     noise = torch.randn(latents.shape, generator=generator).to(latents.device)
     z_t = add_noise(latents, noise, alpha_bar)
     predicted = model.denoiser(z_t, start, t.to(latents.device, torch.float32), model.index(pair.target, z_t))
     error = (predicted.float() - noise).square().mean(dim=(1, 2, 3, 4))
-    return terms | {"diffusion": (step_weights(alpha_bar, weighting) * error).mean()}
+    return {"diffusion": (step_weights(alpha_bar, weighting) * error).mean()}
 
 
 def step_weights(alpha_bar: torch.Tensor, weighting: str, gamma: float = 5.0) -> torch.Tensor:
@@ -188,20 +178,7 @@ def step_weights(alpha_bar: torch.Tensor, weighting: str, gamma: float = 5.0) ->
     return snr.clamp(max=gamma) / snr
 
 
-def _start(
-    model: AldmTranslator,
-    pair: Pair,
-    generator: torch.Generator,
-    latent_weight: float,
-    image_weight: float,
-    spade_weight: float,
-    train_spade: bool,
-) -> tuple[Terms, torch.Tensor, torch.Tensor]:
-    """The terms of MS-SPADE where it is trained along, target-like latents without gradient, the target's latents."""
-    with torch.no_grad():
-        latents = model.first_stage.encode(pair.image)
-        if not train_spade:
-            return {}, model.condition(model.encode(pair.sources), pair.target), latents
-    weights = {"translation_weight": spade_weight, "latent_weight": latent_weight, "image_weight": image_weight}
-    terms, start = spade_losses(model, pair, generator, **weights)
-    return terms, start.detach(), latents
+@torch.no_grad()
+def _ends(model: AldmTranslator, pair: Pair) -> tuple[torch.Tensor, torch.Tensor]:
+    """Target-like latents, and the target's latents."""
+    return model.condition(model.encode(pair.sources), pair.target), model.first_stage.encode(pair.image)

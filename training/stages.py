@@ -155,7 +155,7 @@ def translator_options(method: str, configuration: dict[str, Any]) -> dict[str, 
     options = {"modalities": list(configuration["modalities"]), "first_stage": networks["first_stage"]}
     if method == "regression":
         return options | {"unet": networks["regression"]}
-    chosen = {key: configuration["diffusion"][key] for key in ("mode", "steps", "sigma", "spread", "eta")}
+    chosen = {key: configuration["diffusion"][key] for key in ("mode", "steps", "sigma", "eta")}
     return options | {"spade": networks["spade"], "denoiser": networks["denoiser"]} | chosen
 
 
@@ -280,12 +280,8 @@ def _spade(configuration: dict[str, Any]) -> Stage:
     model.denoiser = None  # of the next stage
     model.first_stage.requires_grad_(False)
     weights = {key: value for key, value in configuration["spade"].items() if key.endswith("weight")}
-
-    def losses(model: AldmTranslator, pair: Pair, generator: torch.Generator) -> Terms:
-        return spade_losses(model, pair, generator, **weights)[0]
-
     take_over = partial(load_first_stage, model, configuration, "spade")
-    return Stage(model, losses, _show_target_like, [model.first_stage], take_over)
+    return Stage(model, partial(spade_losses, **weights), _show_target_like, [model.first_stage], take_over)
 
 
 def _diffusion(configuration: dict[str, Any]) -> Stage:
@@ -293,26 +289,26 @@ def _diffusion(configuration: dict[str, Any]) -> Stage:
     if not options["use_denoiser"]:
         raise InputError("Without a denoiser (diffusion.use_denoiser=false) this stage has nothing to train.")
     model = build_aldm(configuration)
-    train_spade = options["train_spade"] and options["use_spade"]
-    frozen = [model.first_stage] if train_spade else [model.first_stage, model.spade]
+    frozen = [model.first_stage, model.spade]
     for module in frozen:
         module.requires_grad_(False)
-    bridge = model.mode == "bridge"
-    names = ("latent_weight", "image_weight", "spade_weight", "start_share" if bridge else "weighting")
-    losses = partial(
-        bridge_losses if bridge else diffusion_losses,
-        train_spade=train_spade,
-        **{name: options[name] for name in names},
-    )
+    if model.mode == "bridge":
+        losses = partial(
+            bridge_losses, **{key: options[key] for key in ("latent_weight", "image_weight", "start_share")}
+        )
+    else:
+        losses = partial(diffusion_losses, weighting=options["weighting"])
 
     def take_over(run: Path, examples: Examples) -> None:
-        if train_spade or not options["use_spade"]:
-            load_first_stage(model, configuration, "diffusion", run, examples)
-        elif not (run / "diffusion" / CHECKPOINT).exists():
+        if (run / "diffusion" / CHECKPOINT).exists():
+            return
+        if options["use_spade"]:
             _take(model.first_stage, run, "spade", "first_stage.")
             _take(model.spade, run, "spade", "spade.")
-            model.to(configuration["device"])
-            measure_spread(model, [examples(number) for number in _measured()])
+        else:
+            load_first_stage(model, configuration, "diffusion", run, examples)
+        model.to(configuration["device"])
+        measure_spread(model, [examples(number) for number in _measured()])
 
     return Stage(model, losses, _show_translation, frozen, take_over)
 

@@ -103,10 +103,10 @@ def test_latents_are_whitened_on_images_of_any_size():
 
 
 def test_a_stage_that_is_interrupted_and_resumed_equals_one_that_is_not(trained, tmp_path):
-    settings = configuration("diffusion.optimizer_steps=3", "diffusion.train_spade=true", "machine.tensorboard=false")
+    settings = configuration("diffusion.optimizer_steps=3", "machine.tensorboard=false")
     for run in ("whole", "parts"):
         (tmp_path / run).mkdir()
-        (tmp_path / run / "autoencoder").symlink_to(trained / "autoencoder")
+        (tmp_path / run / "spade").symlink_to(trained / "spade")
     run_stage("diffusion", settings, tmp_path / "whole")
     for _ in range(3):
         run_stage("diffusion", settings, tmp_path / "parts", max_minutes=0)

@@ -31,7 +31,6 @@ class AldmTranslator(Translator):
             ``bridge``: the velocity from target-like to target latents, in few steps (``diffusion/bridge.py``).
         steps: default number of steps.
         sigma: noise of the bridge, in units of the latents' standard deviation.
-        spread: distance of target from target-like latents in the same units, until it is measured by channel.
         eta: variance of the paper mode's sampler: 0 is DDIM, 1 with all steps is DDPM.
         schedule: options of :func:`~..diffusion.schedules.alphas_cumprod` for the paper mode.
     """
@@ -48,7 +47,6 @@ class AldmTranslator(Translator):
         mode: str = "bridge",
         steps: int = 2,
         sigma: float = 0.0,
-        spread: float = 0.5,
         eta: float = 0.0,
         schedule: Mapping[str, Any] | None = None,
     ) -> None:
@@ -62,7 +60,8 @@ class AldmTranslator(Translator):
         self.mode = mode
         self.default_steps = steps
         self.sigma = sigma
-        self.register_buffer("spread", torch.full((stage.channels,), float(spread)))
+        # how far targets are from target-like latents, by channel; training measures it
+        self.register_buffer("spread", torch.ones(stage.channels))
         self.eta = eta
         self.alpha_bar = alphas_cumprod(**(schedule or {}))
 
