@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,33 +9,30 @@ from typing import Any
 import torch
 
 from MissingModalitySynthLib.errors import InputError
-from MissingModalitySynthLib.model_package import ModelPackage
+from MissingModalitySynthLib.model_package import ModelPackage, load_package
+from MissingModalitySynthLib.package_format import CHECKSUMS, CLASSIFIER, SEGMENTER, ZERO_SHOT
 from MissingModalitySynthLib.package_store import package_folders, write_package
+from MissingModalitySynthLib.segmentation import CLASSES
 from MissingModalitySynthLib.translators import Translator
 
 from .ablations import AblatedTranslator
 from .checkpoint import read_checkpoint, with_prefix
-from .configuration import STAGES
-from .evaluation.tables import pair_table
+from .classifier import ranges
+from .configuration import DEFAULTS, STAGES
 from .logbook import read_log
+from .model_card import INTENDED_USE, data_source, trained_subjects, write_card
 from .stages import CHECKPOINT, is_ablated, translator_options
 
 # What the last stage of a method makes. Runs may also have trained MS-SPADE and bridge together in "aldm".
-_METHODS = {"diffusion": "aldm", "aldm": "aldm", "regression": "regression"}
+_METHODS = {"diffusion": "aldm", "aldm": "aldm", "regression": "regression", "midiffusion": ZERO_SHOT}
 ABLATION = "ablation"  # a method that only the evaluation knows
 VERSION = "0.1.0"
-INTENDED_USE = (
-    "Research, and visual comparison by professionals who also see the acquired images. Not a medical device, not for "
-    "diagnosis: a synthetic image shows what the model expects, not what was measured."
-)
-LIMITS = """\
-- Pathology that the training did not know is not to be trusted: it may vanish, or appear where there is none.
-- Trained for adult brains, at 1 mm. Other ages, body parts, implants and strong artefacts are outside of what it knows.
-- T1ce: uptake of contrast agent cannot be known from images without it. What looks like enhancement is a guess."""
-SIMULATION_LIMITS = "- Fat, bone and face are drawn roughly by the simulator; only the brain was modelled with care."
 # What networks compute from their weights; the sampler's steps and eta may be chosen anew.
 _DECISIVE = ("networks", "first_stage", "modalities")
-_DECISIVE_FOR_ALDM = ("mode", "sigma", "use_spade", "use_palette", "use_denoiser")
+_DECISIVE_FOR_STAGE = {
+    "diffusion": ("mode", "sigma", "use_spade", "use_palette", "use_denoiser"),
+    "midiffusion": ("mode", "spatial_dims", "targets"),
+}
 
 
 def export(
@@ -44,7 +40,7 @@ def export(
     run: Path,
     output: Path,
     *,
-    evaluation: Path | None = None,
+    evaluations: Sequence[Path] = (),
     for_evaluation: bool = False,
 ) -> ModelPackage:
     """Write the package of every method that was trained in a run; ALDM is the default method where it is there.
@@ -54,7 +50,7 @@ def export(
             read from the checkpoints.
         run: folder with one subfolder per stage.
         output: folder of the package; replaced if it exists.
-        evaluation: an ``evaluation.json`` of these weights, whose results become part of the model card.
+        evaluations: files ``evaluation.json`` of these weights, whose results become part of the model card.
         for_evaluation: an ablated run is packed as well, as the method :data:`ABLATION` of :func:`build_ablation`.
 
     Raises:
@@ -64,55 +60,50 @@ def export(
     ablated = is_ablated(configuration)
     if ablated and not for_evaluation:
         raise InputError("An ablation lacks parts that a package must have: evaluate it, and export another run.")
-    results = _results(evaluation) if evaluation else ""
     known = dict(_METHODS)
     if ablated:
         last = "diffusion" if configuration["diffusion"]["use_denoiser"] else "spade"
         known = {last: ABLATION, "regression": "regression"}
     trained = [run / stage for stage in (*STAGES, "aldm") if (run / stage / CHECKPOINT).exists()]
     methods, tensors, rows, recipes = {}, {}, [], []
+    extras: dict[str, Any] = {}  # of networks.json, and what metadata.json says of them
+    about: dict[str, Any] = {}
     for folder in trained:
         weights, state = read_checkpoint(folder / CHECKPOINT, prefix="average.")
         weights = with_prefix(weights, "average.")
         rows.append(_row(folder, weights, state["step"]))
+        if folder.name == CLASSIFIER:
+            classes, width = state["configuration"]["modalities"], state["configuration"]["classifier"]["width"]
+            extras[CLASSIFIER], about["trained_on"] = {"classes": classes, "width": width}, ranges(weights, classes)
+            tensors[CLASSIFIER] = with_prefix(weights, "network.")
+        if folder.name == SEGMENTER:
+            extras[SEGMENTER] = {"width": weights["final_conv.weight"].shape[1]}
+            about[SEGMENTER] = {"classes": list(CLASSES), "contrasts": state["configuration"]["segmenter"]["contrasts"]}
+            tensors[SEGMENTER] = weights
         if method := known.get(folder.name):
             _require_same(folder / CHECKPOINT, state["configuration"], configuration)
             methods[method] = translator_options("aldm" if method == ABLATION else method, configuration)
             tensors[method] = finite_as_float16(weights)
-            recipes.append({"data": configuration["data"] | state["configuration"].get("data", {})})
+            recipes += recipe_history(folder, {"data": configuration["data"]} | state["configuration"])
     if ablated and ABLATION in methods:
         methods[ABLATION] |= {
             key: configuration["diffusion"][key] for key in ("use_spade", "use_palette", "use_denoiser")
         }
     if not methods:
         raise InputError(f"The folder '{run}' has no checkpoint of any of {', '.join(known)}.")
-    data = " ".join(dict.fromkeys(_data_source(recipe) for recipe in recipes))
-    table = "\n".join(rows)
+    trained = trained_subjects(recipes)
     modalities = list(configuration["modalities"])
+    zero_shot = list(configuration["midiffusion"]["targets"])
+    makes = []
+    if paired := [method for method in methods if method != ZERO_SHOT]:
+        makes.append(f"Any non-empty set of {', '.join(modalities)} to any other of them")
+    if ZERO_SHOT in methods:
+        about["zero_shot"] = {"targets": zero_shot}
+        makes.append(f"{'any' if paired else 'Any'} single contrast to {', '.join(zero_shot)}")
     title = f"MissingModalitySynth {output.name}"
-    card = f"""\
-# {title}
-
-## Training data
-
-{data}
-
-## Training
-
-| stage | parameters | steps | time on the training machine | last training losses |
-|---|---|---|---|---|
-{table}
-
-Recipe: `training/configs`, networks `{_networks(configuration)}`, seed {configuration["seed"]}.
-
-{results}## Intended use
-
-{INTENDED_USE}
-
-## Limits
-
-{_limits(recipes)}
-"""
+    card = write_card(
+        title, recipes=recipes, trained=trained, stages=_stages(rows, configuration), evaluations=evaluations
+    )
     return write_package(
         output,
         metadata={
@@ -120,20 +111,21 @@ Recipe: `training/configs`, networks `{_networks(configuration)}`, seed {configu
             "changelog": {VERSION: "First weights."},
             "name": title,
             "task": "Synthesis of missing MRI contrasts of the brain",
-            "description": f"Any non-empty set of {', '.join(modalities)} to any other of them, brain, 1 mm.",
+            "description": f"{'; '.join(makes)}; brain, 1 mm.",
             "authors": "MissingModalitySynth developers",
             "copyright": "MissingModalitySynth developers",
             "license": "Apache-2.0",
             "intended_use": INTENDED_USE,
-            "data_source": data,
-            "sources": modalities,
-            "targets": modalities,
+            "data_source": data_source(recipes, trained),
+            "sources": modalities if paired else [],
+            "targets": modalities if paired else [],
             "spacing_mm": [1.0, 1.0, 1.0],
             "intensity_range": [-1.0, 1.0],
             "percentiles": [0.5, 99.5],
             "network_data_format": _data_format(modalities),
-        },
-        networks={"default_method": next(m for m in ("aldm", *methods) if m in methods), "methods": methods},
+        }
+        | about,
+        networks={"default_method": next(m for m in ("aldm", *methods) if m in methods), "methods": methods} | extras,
         tensors=tensors,
         model_card=card,
         licence=_licence(),
@@ -155,9 +147,10 @@ def _require_same(checkpoint: Path, trained: dict[str, Any], configuration: dict
     """Refuse settings with which the weights of a checkpoint would compute something else."""
     # early runs do not know every setting
     pairs = [(key, trained.get(key, configuration[key]), configuration[key]) for key in _DECISIVE]
-    if "diffusion" in trained:
-        own, asked = trained["diffusion"], configuration["diffusion"]
-        pairs += [(f"diffusion.{key}", own.get(key, asked[key]), asked[key]) for key in _DECISIVE_FOR_ALDM]
+    for stage, keys in _DECISIVE_FOR_STAGE.items():
+        if stage in trained:
+            own, asked = trained[stage], configuration[stage]
+            pairs += [(f"{stage}.{key}", own.get(key, asked[key]), asked[key]) for key in keys]
     if changed := [key for key, own, asked in pairs if own != asked]:
         raise InputError(
             f"'{checkpoint}' belongs to another configuration (different: {', '.join(changed)}); use the settings with "
@@ -187,45 +180,31 @@ def finite_as_float16(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
     return weights | replaced
 
 
-def _results(path: Path) -> str:
-    """The model card's section of results, from an evaluation's JSON."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        about, table = content["about"], pair_table(content["summary"])
-        subjects = f"{about['data']}: {', '.join(about['subjects'])}"
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise InputError(f"'{path}' is no evaluation.json that can be read ({error!r}); run evaluate again.") from error
-    meaning = "PSNR in dB / SSIM over the crop of the head, mean over subjects"
-    return f"## Results\n\nMeasured on {subjects}. {meaning}.\n\n{table}\n\n"
+def recipe_history(folder: Path, recipe: dict[str, Any]) -> list[dict[str, Any]]:
+    """The recipe of a stage after those of the weights that it began with; see ``model_card.write_card``."""
+    own = recipe | {"data": DEFAULTS["data"] | recipe["data"], "run": folder.parent}
+    if not recipe.get("initial"):
+        return [own]
+    initial = Path(recipe["initial"])
+    if (initial / CHECKSUMS).exists():
+        said = load_package(initial).metadata["data_source"]
+        return [{"data": DEFAULTS["data"], "run": initial, "said": said}, own]
+    _, state = read_checkpoint(initial / folder.name / CHECKPOINT)
+    return [*recipe_history(initial / folder.name, state["configuration"]), own]
+
+
+def _stages(rows: Sequence[str], configuration: dict[str, Any]) -> str:
+    table = "\n".join(rows)
+    return f"""\
+| stage | parameters | steps | time on the training machine | last training losses |
+|---|---|---|---|---|
+{table}
+
+Recipe: `training/configs`, networks `{_networks(configuration)}`, seed {configuration["seed"]}."""
 
 
 def _networks(configuration: dict[str, Any]) -> str:
     return configuration["networks"] if isinstance(configuration["networks"], str) else "of its own"
-
-
-def _data_source(configuration: dict[str, Any]) -> str:
-    data = configuration["data"]
-    parts = []
-    if data["real"]:
-        parts.append(
-            f"Scans: {100 * data['real_share']:.0f} % of the pairs, from the data set '{Path(data['real']).name}'."
-        )
-    if not data["real"] or data["real_share"] < 1:
-        maps = {None: "", "procedural": "a made-up head in the place of "}
-        anatomy = maps.get(data["anatomies"], "label maps of individuals (SynthSeg training labels, Apache-2.0) and ")
-        parts.append(
-            f"Simulated contrast: {anatomy}the MNI152 tissue maps that nilearn carries, with relaxation times, signal "
-            "equations and artefacts of training/simulation. Its protocols were adjusted to tissue statistics "
-            "(medians, sharpness) of a few public scans."
-        )
-    if not data["real"]:
-        parts.append("The networks saw no patient's image.")
-    return " ".join(parts)
-
-
-def _limits(recipes: Sequence[dict[str, Any]]) -> str:
-    simulated = any(not recipe["data"]["real"] or recipe["data"]["real_share"] < 1 for recipe in recipes)
-    return "\n".join([LIMITS, *[SIMULATION_LIMITS] * simulated])
 
 
 def _row(folder: Path, weights: dict[str, torch.Tensor], step: int) -> str:

@@ -187,4 +187,4 @@ def test_real_scans_of_three_namings_are_found_as_plain_folders(real_data, said)
     subjects = find_subjects(real_data / "subjects", report=said.report)
     assert [subject.name for subject in subjects] == ["brats-gli-00001", "open-ms-07", "open-ms-26", "tcga-du-7294"]
     assert all(list(subject.files) == ["T1", "T1ce", "T2", "FLAIR"] for subject in subjects)
-    assert [subject.segmentation is not None for subject in subjects] == [False, True, True, False]
+    assert [subject.segmentation is not None for subject in subjects] == [False, True, True, True]

@@ -1,7 +1,10 @@
 """The command ``evaluate``, from packages and runs to the three files and the figures."""
 
 import csv
+import hashlib
 import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +12,12 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import training
 from MissingModalitySynthLib.model_package import load_package
 from training.__main__ import main
+from training.evaluation import cases
 from training.evaluation import run as evaluation_run
 
 SMOKE = Path(training.__file__).parent / "configs" / "smoke.yaml"
@@ -29,6 +34,12 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _small_heads(monkeypatch):
+    """Simulated heads are cut to the middle of the brain: the networks know nothing anyway."""
+    monkeypatch.setattr(cases, "HEAD_MM", (48, 48, 48))
 
 
 @pytest.fixture
@@ -90,6 +101,8 @@ def test_a_package_is_evaluated_on_every_pair_with_all_options(tiny_package, sub
     assert {row["method"] for row in found["calibration"]} == {m for m in methods if "mean of" in m}
     corruptions = {row["corruption"] for row in found["robustness"]}
     assert {"5 mm axial slices", "5 mm coronal slices", "5 mm sagittal slices", "noise", "bias field"} < corruptions
+    assert {"acquired obliquely", "mask 2 mm tighter"} < corruptions
+    assert {(row["sources"], row["target"]) for row in found["robustness"]} == pairs - {("T1 + T2", "FLAIR")}
     unmoved = [row["drop"] for row in found["robustness"] if row["corruption"] in ("header rotated", "axes permuted")]
     assert np.abs(unmoved).max() < 0.5
 
@@ -106,6 +119,9 @@ def test_a_package_is_evaluated_on_every_pair_with_all_options(tiny_package, sub
     assert not list(figures.glob("b-*"))
     printed = capsys.readouterr()
     assert "| T1 → T2 | 2 |" in printed.out
+    assert "| T1 + T2 → FLAIR | regression |" in printed.out
+    for header in ("| regression | a | b |", "| pair | method | MAE % lesion |", "| corruption of the source | n |"):
+        assert header in printed.out
     assert "Skipped: Subject 'c'" in printed.err
 
 
@@ -123,6 +139,46 @@ def test_a_package_that_can_make_none_of_the_contrasts_evaluates_nothing(tiny_pa
     assert "from T1, T2 to T2, FLAIR" in capsys.readouterr().err
 
 
+def test_a_subject_can_have_a_package_that_did_not_train_on_it(tiny_package, data_set, tmp_path, capsys):
+    other = shutil.copytree(tiny_package, tmp_path / "fold")
+    weights = other / "models" / "regression.safetensors"
+    tensors = {name: tensor * 0.5 for name, tensor in load_file(weights).items()}
+    save_file(tensors, weights)
+    sums = other / "SHA256SUMS"
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    sums.write_text(re.sub(r"\w{64}(?=  models/regression)", digest, sums.read_text()))
+    folder = data_set({f"{name}/{name}_{end}.nii.gz": c for name in "ab" for end, c in (("t1", "T1"), ("t2", "T2"))})
+    arguments = ["--subjects", folder, "--pairs", "T1:T2", "--samples", 1, "--package", tiny_package]
+    alone = evaluated(tmp_path / "alone", *arguments)
+    folds = evaluated(tmp_path / "folds", *arguments, "--package", f"b={other}")
+
+    def scores(found):
+        return {row["subject"]: row["psnr"] for row in found["records"] if row["method"] == "regression"}
+
+    assert scores(alone)["a"] == scores(folds)["a"]
+    assert scores(alone)["b"] != scores(folds)["b"]
+    assert list(folds["about"]["own"]) == ["b"]
+    assert "- b is predicted by the package fold 0.0.1" in (tmp_path / "folds" / "evaluation.md").read_text()
+    assert {(row["sources"], row["target"]) for row in folds["records"] if row["sources"]} == {("T1", "T2")}
+
+    common = ["evaluate", "--output", str(tmp_path / "out"), "--subjects", str(folder)]
+    for packages, sentence in (
+        ([f"b={other}"], "without a subject as well"),
+        ([str(tiny_package), f"c={other}"], "There is no subject 'c', only a, b"),
+        ([str(tiny_package), f"b={other}", f"b={tiny_package}"], "are both given for b"),
+    ):
+        given = [part for package in packages for part in ("--package", package)]
+        assert main([*common, *given]) == 3
+        assert sentence in capsys.readouterr().err
+
+
+def test_a_whole_head_with_a_known_brain_is_also_tried_skull_stripped(tiny_package, data_set, tmp_path):
+    folder = data_set({"a/a_t1.nii.gz": "T1", "a/a_t2.nii.gz": "T2", "brain.nii.gz": "segmentation"})
+    arguments = ["--package", tiny_package, "--subjects", folder, "--pairs", "T1:T2", "--samples", 1, "--robustness"]
+    found = evaluated(tmp_path / "out", *arguments, "--brain", f"a={folder / 'brain.nii.gz'}")
+    assert "skull-stripped" in {row["corruption"] for row in found["robustness"]}
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -130,6 +186,8 @@ def test_a_package_that_can_make_none_of_the_contrasts_evaluates_nothing(tiny_pa
         (["evaluate", "--config", SMOKE, "--output", "o"], "evaluate needs --run or --package"),
         (["evaluate", "--package", "p", "--subjects", "s"], "evaluate needs --output"),
         (["evaluate", "--package", "p", "--subjects", "s", "--output", "o", "--steps", "1,x"], "no list of numbers"),
+        (["evaluate", "--package", "p", "--subjects", "s", "--output", "o", "--pairs", "T1-T2"], "is no pair such as"),
+        (["evaluate", "--package", "p", "--subjects", "s", "--output", "o", "--pairs", "T1:X"], "not a known contrast"),
         (["spade", "--config", SMOKE, "--run", "r", "--robustness"], "--robustness belongs to evaluate"),
         (["spade", "--config", SMOKE, "--run", "r", "--evaluation", "e"], "--evaluation belongs to export"),
         (["spade", "--run", "r"], "spade needs --config"),

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from MissingModalitySynthLib.canonical import resample_to
@@ -15,7 +16,10 @@ from MissingModalitySynthLib.volume import Geometry, Volume
 from training.data.readers import find_subjects
 from training.evaluation import anchors, robustness, tables
 from training.evaluation.cases import Case, read_case, simulated_cases, tissues_of_t1
+from training.evaluation.lesions import find_lesions, lesion_scores
 from training.evaluation.protocols import calibrate, load_judge, paper_comparable, score
+from training.evaluation.run import Options
+from training.examples import load_anatomies
 from training.segmenter import CLASSES
 
 WHITE, LESION = CLASSES.index("white matter"), CLASSES.index("lesion")
@@ -84,6 +88,39 @@ def test_the_contrast_of_a_lesion_is_its_mean_minus_that_of_white_matter():
     assert found["mae_white_matter"] == pytest.approx(level - 0.4, rel=1e-4)
 
 
+def test_each_lesion_is_compared_with_the_white_matter_around_it():
+    i, j, k = np.indices((60, 30, 30))
+    lesion = (abs(i - 14) < 3) & (abs(j - 14) < 3) & (abs(k - 14) < 3)
+    other = (abs(i - 45) < 2) & (abs(j - 14) < 2) & (abs(k - 14) < 2)
+    white = 0.3 + 0.2 * (i >= 30)  # what a receive field does
+    acquired = white + 0.2 * lesion - 0.1 * other
+    lesions = find_lesions(lesion | other, np.ones(lesion.shape, bool), (1.0, 1.0, 1.0))
+    contrasts, sizes = lesions.contrasts(acquired)
+    assert contrasts == pytest.approx([0.2, -0.1])
+    assert sizes.tolist() == [125, 27]
+    found = lesion_scores(lesions, white + 0.1 * lesion + 0.1 * other, acquired)
+    assert found["lesion_contrast"] == pytest.approx(0.1)
+    assert found["lesion_contrast_acquired"] == pytest.approx((125 * 0.2 - 27 * 0.1) / 152)
+    assert (found["lesions_right"], found["lesions_clear"]) == (1, 2)
+
+
+def test_partial_volume_at_the_rim_of_lesion_and_white_matter_is_no_reference():
+    i, j, k = np.indices((30, 30, 30))
+    radius = np.sqrt((i - 15) ** 2 + (j - 15) ** 2 + (k - 15) ** 2)
+    lesion, white = radius < 3, radius < 9
+    image = np.where(white, 0.5, 0.2)
+    image[(radius < 4.2) | ((radius > 8.45) & white)] = 0.9  # rim and border
+    contrasts, _ = find_lesions(lesion, white, (1.0, 1.0, 1.0)).contrasts(image)
+    assert contrasts == pytest.approx([0.4])
+
+
+def test_without_white_matter_near_there_is_no_contrast():
+    lesion = np.zeros((12, 12, 12), bool)
+    lesion[5:7, 5:7, 5:7] = True
+    assert find_lesions(lesion, lesion, (1.0, 1.0, 1.0)) is None
+    assert find_lesions(~lesion & lesion, ~lesion, (1.0, 1.0, 1.0)) is None
+
+
 def test_a_deviation_is_compared_with_the_error_on_the_scale_of_the_target(pair):
     _, t2, mask = pair
     error = np.random.default_rng(1).normal(0, 20, mask.shape)
@@ -121,7 +158,19 @@ def test_tissues_of_a_t1_are_ordered_from_fluid_to_white_matter():
     rng = np.random.default_rng(0)
     truth = rng.integers(0, 4, (20, 20, 20))
     t1 = np.array([0, 200, 600, 900])[truth] + rng.normal(0, 20, truth.shape)
-    assert np.mean(tissues_of_t1(t1, truth > 0) == truth) > 0.99
+    scanned = Volume(t1.astype(np.float32), Geometry(t1.shape))
+    assert np.mean(tissues_of_t1(scanned, truth > 0) == truth) > 0.99
+
+
+def test_tissues_of_a_t1_are_told_under_a_receive_field_that_hides_their_order(scan):
+    grid = Geometry((48, 56, 48), (2.0, 2.0, 2.0), (-47.0, -55.0, -47.0))
+    i, j, k = np.indices(grid.size)
+    mask = ((i - 23.5) / 21) ** 2 + ((j - 27.5) / 25) ** 2 + ((k - 23.5) / 21) ** 2 < 1
+    truth = np.where((i // 4 + j // 4 + k // 4) % 3 == 0, 2, 3) * mask
+    truth[20:28, 22:34, 20:28] = 1
+    field = np.exp(0.5 * (j - 27.5) / 25)  # by the factor 2.7 from end to end; white is 1.3 times grey
+    t1 = Volume((np.array([0, 300, 1000, 1300])[truth] * field).astype(np.float32), grid)
+    assert np.mean(tissues_of_t1(t1, mask)[mask] == truth[mask]) > 0.97
 
 
 def test_axes_can_be_permuted_and_brought_back_without_loss(scan):
@@ -138,6 +187,28 @@ def test_a_rotated_header_keeps_the_centre_and_the_voxels_apart(scan):
     assert np.allclose(turned.index_to_world(centre), grid.index_to_world(centre))
     cosine = np.trace(np.asarray(turned.direction) @ np.asarray(grid.direction).T)
     assert np.rad2deg(np.arccos((cosine - 1) / 2)) == pytest.approx(28.2, abs=0.5)
+
+
+def test_an_oblique_acquisition_holds_all_of_the_head_and_can_be_brought_back(scan):
+    volume = scan("T1")
+    oblique = robustness.around(volume.geometry)
+    index = oblique.world_to_index(volume.geometry.corners)
+    assert np.all(index > -1)
+    assert np.all(index < oblique.size)
+    back = resample_to(resample_to(volume, oblique), volume.geometry, 0.0)
+    inside = volume.array > 300
+    assert np.abs(back.array - volume.array)[inside].mean() < 0.02 * volume.array.max()
+
+
+def test_a_tighter_mask_takes_two_millimetres_away_where_no_brain_is_known(scan):
+    volume = scan("T1")  # voxels of 2.5 mm
+    mask = head_mask(volume.array)
+    found = {name: each for name, *each in robustness.corruptions(Case("a", {}, {}, mask), volume)}
+    cut, _, scored = found["mask 2 mm tighter"]
+    assert "skull-stripped" not in found
+    assert cut.array[~scored].max() < 1e-4 * volume.array.max()
+    assert np.array_equal(cut.array[scored], volume.array[scored])
+    assert np.array_equal(scored, ndimage.binary_erosion(mask))
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -177,9 +248,9 @@ def test_a_subject_is_compared_where_all_its_contrasts_show_the_head(data_set, s
     assert np.all(case.tissues[case.lesion] == LESION)
 
 
-def test_simulated_cases_are_the_same_every_time_and_no_training_s(data_set):
+def test_simulated_cases_are_whole_heads_the_same_every_time_and_no_training_s():
     configuration = {"modalities": ["T1", "T2"], "seed": 3}
-    configuration["data"] = {"anatomies": "procedural", "shapes": [[32, 32, 32], [32, 40, 32]]}
+    configuration["data"] = {"anatomies": "procedural", "shapes": [[32, 32, 32]]}  # training's crops
     configuration["data"] |= {
         "random_contrast": 1.0,
         "skull_strip": 0.0,
@@ -187,9 +258,10 @@ def test_simulated_cases_are_the_same_every_time_and_no_training_s(data_set):
         "artefacts": 0.0,
         "misregistration": 0.0,
     }
+    whole = tuple(-(-size // 16) * 16 for size in load_anatomies("procedural")[0].labels.shape)
     first, second = (list(simulated_cases(configuration, 2)) for _ in range(2))
     for one, other in zip(first, second, strict=True):
-        assert one.targets["T2"].array.shape == (32, 40, 32)
+        assert one.targets["T2"].array.shape == whole
         assert np.array_equal(one.sources["T1"].array, other.sources["T1"].array)
     assert not np.array_equal(first[0].targets["T1"].array, first[1].targets["T1"].array)
 
@@ -203,6 +275,70 @@ def test_means_and_deviations_are_over_the_subjects_that_have_a_number():
     assert summary["n"] == 3
     assert summary["psnr"] == {"mean": 22.0, "sd": pytest.approx(np.std([20, 24], ddof=1)), "n": 2}
     assert summary["mae_lesion"] == {"mean": 0.5, "sd": None, "n": 1}
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, "T1>T2 T1>FLAIR T2>T1 T2>FLAIR FLAIR>T1 FLAIR>T2 T1+T2>FLAIR"),
+        ({"pairs": [(("T1",), "T1ce"), (("T2", "FLAIR"), "T1"), (("T1",), "T2")]}, "T2+FLAIR>T1 T1>T2"),
+        ({"pairs": [(("T1",), "T2")], "many_to_one": True}, "T1>T2 T2+FLAIR>T1 T1+FLAIR>T2 T1+T2>FLAIR"),
+    ],
+)
+def test_pairs_are_evaluated_as_asked_and_as_far_as_the_subject_has_them(options, expected):
+    contrasts = ["T1", "T2", "FLAIR"]
+    found = Options(**options).chosen(contrasts, contrasts)
+    assert " ".join(f"{'+'.join(sources)}>{target}" for sources, target in found) == expected
+
+
+def record(subject, sources, target, psnr, **more):
+    return {"subject": subject, "sources": sources, "target": target, "method": "m", "psnr": psnr, "ssim": 0.5} | more
+
+
+def test_uptake_is_judged_in_gliomas_where_there_are_some():
+    records = [record("open-ms-07", "T1", "T1ce", 30.0), record("BraTS-GLI-00001-000", "T1", "T1ce", 20.0)]
+    records.append(record("tcga-du-7294", "T1", "T1ce", 22.0))
+    assert "| T1 → T1ce (gliomas) | 2 | – | – | 21.00 / 0.500 |" in tables.main_table(records)
+    assert "| T1 → T1ce | 1 | – | – | 30.00 / 0.500 |" in tables.main_table(records[:1])
+
+
+def test_several_sources_are_held_against_the_better_one_alone():
+    values = {"a": (20.0, 22.0, 23.0), "b": (21.0, 19.0, 20.5)}
+    records = [
+        record(subject, sources, "FLAIR", value)
+        for subject, found in values.items()
+        for sources, value in zip(("T1", "T2", "T1 + T2"), found, strict=True)
+    ]
+    line = tables.several_sources(records, ["m"]).splitlines()[-1]
+    assert line == "| T1 + T2 → FLAIR | m | 21.75 | 20.50 / 20.50 | +1.25 | -0.50 (b) |"
+    assert tables.several_sources(records[:2], ["m"]) == ""
+
+
+def test_every_lesion_that_misses_the_aim_is_named():
+    lesion = {"mae_mask": 0.04, "lesion_contrast_acquired": 0.3}
+    good = record("a", "T1", "FLAIR", 20.0, mae_lesion=0.05, lesion_contrast=0.1, **lesion)
+    wrong = record("b", "T1", "FLAIR", 20.0, mae_lesion=0.05, lesion_contrast=-0.1, **lesion)
+    large = record("c", "T1", "T1ce", 20.0, mae_lesion=0.08, lesion_contrast=-0.1, **lesion)  # any sign is fine
+    assert tables.lesion_failures([good, wrong, large], ["m"]).splitlines() == [
+        "- b, T1 → FLAIR, m: contrast -0.100, acquired +0.300",
+        "- c, T1 → T1ce, m: error 2.0 times the head's",
+    ]
+
+
+def test_losses_by_corruption_are_means_over_subjects_of_each_pair():
+    drops = [
+        {"corruption": "noise", "subject": subject, "sources": "T1", "target": target, "drop": drop}
+        for subject, target, drop in (("a", "T2", 1.0), ("b", "T2", 2.0), ("a", "FLAIR", 0.0))
+    ]
+    line = tables.robustness_table(drops).splitlines()[-1]
+    assert line == "| noise | 2 | 1.50 | 0.00 | 1.00 | 2.00 |"
+
+
+def test_numbers_that_json_cannot_hold_are_left_out_of_means():
+    records = [record("a", "T1", "T2", None), record("b", "T1", "T2", 20.0, mae_lesion=0.0)]
+    (summary,) = tables.summarise(records)
+    assert summary["psnr"]["n"] == 1
+    assert summary["mae_lesion"]["mean"] == 0
 
 
 def test_the_paper_s_table_is_read_from_source_to_target():

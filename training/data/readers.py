@@ -23,7 +23,9 @@ _BRATS = re.compile(r"(brats.*)[-_](t1|t1n|t1ce|t1c|t2|t2w|flair|t2f|seg)\.nii(\
 _IXI = re.compile(r"(IXI\d+-[A-Za-z]+-\d+)-(T1|T2|PD)\.nii(\.gz)?", re.IGNORECASE)
 _BIDS = re.compile(r"(sub-[A-Za-z0-9]+(?:_ses-[A-Za-z0-9]+)?)_.+")
 _BIDS_RUN = re.compile(r"_run-0*(\d+)")
-_SEGMENTATION_NAME = re.compile(r"(?<![a-z])(d?seg|segmentation|lesions?|tumou?rs?)(?![a-z])", re.IGNORECASE)
+_SEGMENTATION_NAME = re.compile(
+    r"(?<![a-z])(d?seg|segmentation|lesions?|tumou?rs?|(auto)?fused)(?![a-z])", re.IGNORECASE
+)
 _NO_SUBJECTS = ("derivatives", "sourcedata", "code")
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import SimpleITK as sitk
 import torch
+from scipy import ndimage
 from skimage.filters import threshold_multiotsu
 from torch import nn
 
@@ -21,14 +25,23 @@ from MissingModalitySynthLib.volume_io import read_volume
 from ..configuration import SIMULATOR_OPTIONS
 from ..data.cache import read_labels, registered
 from ..data.subjects import Subject, same_grid
+from ..examples import load_anatomies
 from ..loop import generator_at
 from ..segmenter import CLASSES, classes_of
 from ..simulation.simulator import simulate
-from ..stages import load_anatomies
+from .lesions import Lesions, find_lesions
 
+HEAD_MM = (192, 224, 192)  # along R, A, S: a simulated head with air around it, as scanners show it
 _HELD_OUT = 1 << 41  # number of the first simulated head, far behind those of any training
 _RAS_IN_LPS = np.diag((-1.0, -1.0, 1.0))
 _SEGMENTER_MULTIPLE = 32
+_BIAS_MM = 4.0  # the spacing at which a bias field is estimated
+_GLIOMAS = re.compile(r"brats-?gli|brats-?20|tcga|ucsf-pdgm|upenn-gbm", re.IGNORECASE)
+
+
+def is_glioma(name: str) -> bool:
+    """Whether a subject's name says that it is of a collection of gliomas, such as BraTS-GLI or TCGA."""
+    return _GLIOMAS.match(name) is not None
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,9 +67,22 @@ class Case:
     lesion: np.ndarray | None = None
     brain: np.ndarray | None = None
 
+    @cached_property
+    def lesions(self) -> Lesions | None:
+        """The single lesions and the white matter around them; None where either is unknown."""
+        if self.lesion is None or self.tissues is None:
+            return None
+        spacing = next(iter(self.targets.values())).geometry.spacing
+        return find_lesions(self.lesion, self.tissues == CLASSES.index("white matter"), spacing)
+
 
 def read_case(
-    subject: Subject, *, register: bool = False, folder: Path | None = None, segmenter: nn.Module | None = None
+    subject: Subject,
+    *,
+    register: bool = False,
+    folder: Path | None = None,
+    segmenter: nn.Module | None = None,
+    brain: Path | None = None,
 ) -> Case:
     """Read a subject; every contrast is brought to the grid of its reference contrast, and nothing else is done to it.
 
@@ -64,6 +90,7 @@ def read_case(
         register: rigidly register contrasts that are on another grid, as for training.
         folder: keeps the registrations' transforms.
         segmenter: tells the tissues on the reference contrast; else three classes by thresholds, where there is a T1.
+        brain: label map of the brain of a subject whose whole head is shown.
 
     Raises:
         InputError: a file cannot be used, or the contrasts have no voxel of the head in common; names the subject.
@@ -80,6 +107,7 @@ def read_case(
         if not mask.any():
             raise InputError("its contrasts show no part of the head in common; register them first.")
         lesion = read_labels(subject.segmentation, grid) > 0 if subject.segmentation else None
+        inner = read_labels(brain, grid) > 0 if brain else None
     except InputError as error:
         raise type(error)(f"Subject '{subject.name}': {error}") from error
     tissues = None
@@ -87,23 +115,30 @@ def read_case(
         reference = volumes[subject.reference]
         tissues = segment_native(segmenter, reference, mask)
     elif "T1" in volumes:
-        tissues = tissues_of_t1(volumes["T1"].array, mask)
+        tissues = tissues_of_t1(volumes["T1"], mask if inner is None else mask & inner)
     if tissues is not None and lesion is not None:
         tissues = np.where(lesion & mask, CLASSES.index("lesion"), tissues)
-    return Case(subject.name, volumes, volumes, mask, tissues, _or_none(lesion, mask))
+    return Case(subject.name, volumes, volumes, mask, tissues, _or_none(lesion, mask), _or_none(inner, mask))
 
 
 def simulated_cases(configuration: Mapping[str, Any], count: int) -> Iterator[Case]:
     """Simulated heads of fixed seeds: the recipe's anatomies, with deformations, tissues, protocols and pathology of
-    their own. Their size is the largest of ``data.shapes``; no contrast is a random one."""
+    their own; no contrast is a random one.
+
+    They are whole (192 x 224 x 192 mm around the brain, less of a smaller anatomy), not crops as in training: the
+    engine scales intensities by what it is given, and a crop does not know how bright the head's brightest is.
+    """
     data, modalities = configuration["data"], configuration["modalities"]
     anatomies = load_anatomies(data["anatomies"])
     options = {key: data[key] for key in SIMULATOR_OPTIONS} | {"random_contrast": 0.0}
-    shape = tuple(max(data["shapes"], key=np.prod))
-    geometry = Geometry(shape, (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), _RAS_IN_LPS)
     for number in range(count):
+        anatomy = anatomies[number % len(anatomies)]
+        shape = tuple(
+            min(size, -(-extent // 16) * 16) for size, extent in zip(HEAD_MM, anatomy.labels.shape, strict=True)
+        )
+        geometry = Geometry(shape, (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), _RAS_IN_LPS)
         case = simulate(
-            anatomies[number % len(anatomies)],
+            anatomy,
             shape=shape,
             generator=generator_at(configuration["seed"], _HELD_OUT + number),
             sources=modalities,
@@ -128,15 +163,33 @@ def simulated_cases(configuration: Mapping[str, Any], count: int) -> Iterator[Ca
         )
 
 
-def tissues_of_t1(t1: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """CSF, grey and white matter (1, 2, 3) of a skull-stripped T1 by two thresholds (Otsu, IEEE TSMC 1979); 0 outside.
+def tissues_of_t1(t1: Volume, mask: np.ndarray) -> np.ndarray:
+    """CSF, grey and white matter (1, 2, 3) of a skull-stripped T1, 0 outside.
 
+    By two thresholds (Otsu, IEEE TSMC 1979) after a correction of the bias field (N4, Tustison et al., IEEE TMI 2010).
     Rough, and good enough to know tissue means and errors by tissue.
     """
-    low, high = np.percentile(t1[mask], [1, 99])
-    clipped = np.clip(t1, low, high)
-    thresholds = threshold_multiotsu(clipped[mask], classes=3) if high > low else [low, high]
-    return (np.digitize(clipped, thresholds) + 1) * mask
+    low, high = np.percentile(t1.array[mask], [1, 99])
+    if high <= low:
+        return 2 * mask.astype(int)
+    image = np.clip((t1.array - low) / (high - low), 0, 1) + 0.05  # N4 takes logarithms
+    flat = image / _bias_field(image, mask, t1.geometry.spacing)
+    return (np.digitize(flat, threshold_multiotsu(flat[mask], classes=3)) + 1) * mask
+
+
+def _bias_field(image: np.ndarray, mask: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
+    """The factors of a receive field by N4, estimated on a coarse grid; ``image`` is positive."""
+    zoom = [min(step / _BIAS_MM, 1.0) for step in spacing]
+    coarse, inside = (ndimage.zoom(array.astype(np.float32), zoom, order=1) for array in (image, mask))
+    images = [sitk.GetImageFromArray(array) for array in (coarse, (inside > 0.5).astype(np.uint8))]
+    for each in images:
+        each.SetSpacing([_BIAS_MM] * 3)
+    corrector = sitk.N4BiasFieldCorrectionImageFilter()
+    corrector.SetMaximumNumberOfIterations([20] * 3)
+    corrector.Execute(*images)
+    field = sitk.GetArrayFromImage(corrector.GetLogBiasFieldAsImage(images[0]))
+    steps = [fine / rough for fine, rough in zip(image.shape, field.shape, strict=True)]
+    return np.exp(ndimage.zoom(field, steps, order=1))
 
 
 def segmenter_grid(volume: Volume, mask: np.ndarray) -> CanonicalGrid:

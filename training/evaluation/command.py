@@ -11,26 +11,38 @@ from pathlib import Path
 from typing import Any
 
 from MissingModalitySynthLib.errors import InputError
+from MissingModalitySynthLib.modality import canonical_name
 from MissingModalitySynthLib.model_package import ModelPackage, load_package
 from MissingModalitySynthLib.translators import METHODS
 
 from ..data.readers import find_subjects
 from ..data.subjects import Subject, check_subjects
+from ..examples import real_subjects
 from ..export import ABLATION, build_ablation, export
 from ..segmenter import load_segmenter
-from ..stages import CHECKPOINT, real_subjects
+from ..stages import CHECKPOINT
 from .cases import Case, read_case, simulated_cases
 from .protocols import load_judge
-from .run import Options, evaluate
+from .run import Options, Pair, evaluate
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command ``evaluate``, beside those that all commands share."""
     group = parser.add_argument_group("evaluate")
-    group.add_argument("--package", help="a model package, by name or folder, in the place of a run's networks")
+    group.add_argument(
+        "--package",
+        action="append",
+        metavar="[SUBJECT=]PACKAGE",
+        help="a model package, by name or folder, in the place of a run's networks; with SUBJECT=, again and again: of "
+        "this subject alone, say one that did not train on it",
+    )
     group.add_argument("--subjects", type=Path, help="folder or CSV table of subjects, in the place of the recipe's")
     group.add_argument("--split", choices=("validation", "test"), help="of the recipe's scans (default: test)")
     group.add_argument("--judge", type=Path, help="Python file with scores(prediction, target, mask); it is run")
+    group.add_argument("--pairs", type=_pairs, help="e.g. T1:T2,T1+T2:FLAIR; default: all, and FLAIR from T1 and T2")
+    group.add_argument(
+        "--brain", action="append", default=[], metavar="SUBJECT=FILE", help="label map of the brain of a whole head"
+    )
     group.add_argument("--steps", type=_numbers, help="of iterative methods, e.g. 1,2,4; default: the method's own")
     group.add_argument("--samples", type=int, help="of stochastic methods, for their uncertainty (default: 4)")
     group.add_argument("--many-to-one", action="store_true", help="also predict each contrast from all others")
@@ -39,12 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def given(options: argparse.Namespace) -> list[str]:
     """Those of the options that were given, as the command line spells them."""
-    names = ("package", "subjects", "split", "judge", "steps", "samples", "many_to_one", "robustness")
-    return [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) not in (None, False)]
+    names = ("package", "subjects", "split", "judge", "pairs", "brain", "steps", "samples", "many_to_one", "robustness")
+    return [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) not in (None, False, [])]
 
 
 def run(options: argparse.Namespace, configuration: Mapping[str, Any]) -> str:
-    """Evaluate what the options name, write to ``options.output``, and return the table of pairs.
+    """Evaluate what the options name, write to ``options.output``, and return the main tables.
 
     Raises:
         SynthesisError: of every kind; nothing of a subject that failed is in the results.
@@ -53,14 +65,20 @@ def run(options: argparse.Namespace, configuration: Mapping[str, Any]) -> str:
     segmenter = None
     if options.run and (checkpoint := options.run / "segmenter" / CHECKPOINT).exists():
         segmenter = load_segmenter(checkpoint)
+    own = _by_subject(options.package or [])
+    named = own.pop("", None)
+    if options.package and named is None:
+        raise InputError("--package is needed without a subject as well: it predicts all others.")
     with tempfile.TemporaryDirectory() as scratch:
-        package = load_package(options.package) if options.package else _packed(configuration, options.run, scratch)
+        package = load_package(named) if named else _packed(configuration, options.run, scratch)
+        packages = {name: load_package(folder) for name, folder in own.items()}
         skipped: dict[str, str] = {}
         cases, count, data = _cases(options, configuration, segmenter, skipped)
         known = "of the simulation" if data.startswith("simulated") else "by two thresholds on the T1 (rough)"
         about = {
             "model": package.title if options.package else f"the run '{options.run.name}'",
-            "package": f"{package.name} {package.metadata['version']}, SHA-256 {package.digest}",
+            "package": _words(package),
+            "own": {name: _words(each) for name, each in packages.items()},
             "data": data,
             "tissues": "by the run's segmenter" if segmenter and not data.startswith("simulated") else known,
         }
@@ -68,7 +86,9 @@ def run(options: argparse.Namespace, configuration: Mapping[str, Any]) -> str:
             package,
             cases,
             options.output,
+            own=packages,
             options=Options(
+                pairs=options.pairs or (),
                 steps=options.steps or (),
                 samples=4 if options.samples is None else options.samples,
                 many_to_one=options.many_to_one,
@@ -82,6 +102,22 @@ def run(options: argparse.Namespace, configuration: Mapping[str, Any]) -> str:
             skipped=skipped,
             policy=configuration["data"]["broken"],
         )
+
+
+def _by_subject(texts: Iterable[str]) -> dict[str, str]:
+    """ "SUBJECT=VALUE" by subject; what has no subject is under ""."""
+    found: dict[str, str] = {}
+    for text in texts:
+        name, separator, value = text.partition("=")
+        key, value = (name, value) if separator else ("", text)
+        if key in found:
+            raise InputError(f"'{value}' and '{found[key]}' are both given for {key or 'all subjects'}: choose one.")
+        found[key] = value
+    return found
+
+
+def _words(package: ModelPackage) -> str:
+    return f"{package.name} {package.metadata['version']}, SHA-256 {package.digest}"
 
 
 def _packed(configuration: Mapping[str, Any], run: Path, scratch: str) -> ModelPackage:
@@ -98,6 +134,8 @@ def _cases(
     if options.split and (options.subjects is not None or not data["real"]):
         raise InputError("--split chooses among the recipe's scans (data.real), which are not what is evaluated here.")
     if options.subjects is None and not data["real"]:
+        if options.brain or any("=" in name for name in options.package or ()):
+            raise InputError("Simulated heads are no subjects that --brain or --package could name: give --subjects.")
         words = f"simulated heads (seed {configuration['seed']}), new ones of the recipe's anatomies"
         return simulated_cases(configuration, options.cases), options.cases, words
     if options.subjects is not None:
@@ -111,11 +149,18 @@ def _cases(
         subjects = real_subjects(dict(configuration), options.run)[split]
         words = f"split '{split}' of '{Path(data['real']).name}'"
 
+    brains, names = _by_subject(options.brain), {subject.name for subject in subjects}
+    if unknown := {*_by_subject(options.package or []), *brains} - names - {""}:
+        raise InputError(f"There is no subject '{min(unknown)}', only {', '.join(sorted(names))}.")
+
     def cases() -> Iterator[Case]:
-        folder = Path(data["cache"]) if data["cache"] else None
+        common = {"register": data["register"], "segmenter": segmenter}
+        common["folder"] = Path(data["cache"]) if data["cache"] else None
         for subject in subjects:
             try:
-                case = read_case(subject, register=data["register"], folder=folder, segmenter=segmenter)
+                case = read_case(
+                    subject, brain=Path(brains[subject.name]) if subject.name in brains else None, **common
+                )
             except InputError as error:
                 if data["broken"] == "stop":
                     raise
@@ -145,6 +190,19 @@ def _usable(found: list[Subject], configuration: Mapping[str, Any], skipped: dic
 
 def _say(sentence: str) -> None:
     print(sentence, file=sys.stderr)
+
+
+def _pairs(text: str) -> tuple[Pair, ...]:
+    pairs = []
+    for part in text.split(","):
+        sources, separator, target = part.partition(":")
+        try:
+            if not separator:
+                raise InputError("A colon is missing.")
+            pairs.append((tuple(canonical_name(name) for name in sources.split("+")), canonical_name(target)))
+        except InputError as error:
+            raise argparse.ArgumentTypeError(f"'{part}' is no pair such as T1:T2 or T1+T2:FLAIR ({error})") from error
+    return tuple(pairs)
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage
 
-from MissingModalitySynthLib.metrics import scale_to_target
+from MissingModalitySynthLib.metrics import gain_and_offset, scale_to_target
 from MissingModalitySynthLib.slice_images import PLANES, DisplayGrid, Panel, View
 from MissingModalitySynthLib.volume import Volume
 
@@ -18,6 +19,7 @@ from .cases import Case
 
 DIFFERENCE_TOP = 0.5  # of the target's range, at the bright end of the difference's colours
 _TITLE = 30  # pixels
+_SUSPECT_MM = 4.0  # blur, so that a thin bright rim is no lesion
 
 
 def write_comparison(
@@ -25,7 +27,9 @@ def write_comparison(
 ) -> None:
     """One PNG: for each target an axial and a coronal row of sources, synthetic, acquired and their difference.
 
-    Shown is the axial slice with most of the lesion, where there is one, else the middle of the head.
+    Shown is the slice with most of the lesion; where none is known, that with most of what is brightest in FLAIR, as
+    oedema and tumours are; where there is no FLAIR either, the middle of the head. One gain and one offset, fitted in
+    the brain where it is known, bring a prediction to its target.
 
     Args:
         results: predictions (i, j, k) by target.
@@ -37,6 +41,9 @@ def write_comparison(
     rows = []
     for target, result in results.items():
         scaled, truth = scale_to_target(result, case.targets[target].array, case.mask)
+        if case.brain is not None:  # else a wrong skull may turn the brain's contrast around
+            gain, offset = gain_and_offset(result, truth, case.brain)
+            scaled = np.clip(gain * result + offset, 0, 1) * case.mask
         panels = [
             Panel(f"{name}, acquired", grid.levels(volume.array, *np.percentile(volume.array[case.mask], [0.5, 99.5])))
             for name, volume in sources.items()
@@ -87,7 +94,7 @@ def _row(view: View, panels: list[Panel], width: int, title: str, index: int) ->
     draw = ImageDraw.Draw(row)
     draw.text((8, 4), f"{title}, {view.plane.name}", fill="white", font=_font(15))
     for column, panel in enumerate(panels):
-        draw.text((column * width + width / 2, _TITLE), panel.title, "white", _font(13), anchor="mt")
+        draw.text((column * width + width / 2, _TITLE), panel.title, "white", _font(13), anchor="ma")
         image = view.render(panel, index)
         row.paste(image, (column * width + (width - image.width) // 2, 2 * _TITLE))
     return row
@@ -100,8 +107,12 @@ def _font(pixels: int) -> ImageFont.FreeTypeFont:
 
 
 def _shown(view: View, grid: DisplayGrid, case: Case) -> int:
-    if case.lesion is None:
+    lesion = case.lesion
+    if lesion is None and "FLAIR" in case.targets:
+        smooth = ndimage.gaussian_filter(case.targets["FLAIR"].array * case.mask, _SUSPECT_MM)
+        lesion = smooth >= np.percentile(smooth[case.mask], 99)
+    if lesion is None:
         return view.middle
-    lesion = grid.levels(case.lesion.astype(np.float32), 0, 1)
+    shown = grid.levels(lesion.astype(np.float32), 0, 1)
     others = tuple(axis for axis in range(3) if axis != view.plane.axis)
-    return int(lesion.sum(axis=others, dtype=np.int64).argmax())
+    return int(shown.sum(axis=others, dtype=np.int64).argmax())

@@ -20,6 +20,7 @@ from MissingModalitySynthLib.volume import Geometry, Volume
 
 from ..segmenter import CLASSES
 from .cases import Case
+from .lesions import lesion_scores
 
 PAPER_BOX_MM = (192.0, 192.0, 144.0)  # along R, A, S: the crop of ALDM's BraTS volumes
 _AIR = 8  # voxels of zeros around a head, beyond which every window of SSIM sees zeros only
@@ -27,19 +28,25 @@ Judge = Callable[[np.ndarray, np.ndarray, np.ndarray], Mapping[str, float]]
 Scores = dict[str, float]
 
 
-def score(prediction: np.ndarray, acquired: Volume, case: Case) -> Scores:
+def score(prediction: np.ndarray, acquired: Volume, case: Case, *, paper: bool = True) -> Scores:
     """All scores of one prediction, (i, j, k) in any units, against the acquired volume on the same grid.
+
+    Args:
+        paper: also by protocol 1.
 
     Returns:
         paper_psnr, paper_nmse, paper_ssim, paper_ssim_uniform: protocol 1, see :func:`paper_comparable`.
         psnr, nmse, ssim: over the crop of the head (``metrics.compare``).
         psnr_mask, ssim_mask, mae_mask, nmse_mask, and mae_<tissue>, mae_lesion where known: protocol 2, inside the
             mask. spectral: ``metrics.spectral_error`` of the crop in dB.
-        lesion_contrast, lesion_contrast_acquired: mean of the lesion minus that of white matter.
+        lesion_contrast, lesion_contrast_acquired, lesions_clear, lesions_right: see ``lesions.lesion_scores``.
     """
     target, mask = acquired.array, case.mask
-    scores = paper_comparable(prediction, acquired, mask) | metrics.compare(prediction, target, mask)
-    scaled, truth = (_crop(array, mask) for array in metrics.scale_to_target(prediction, target, mask))
+    scores = metrics.compare(prediction, target, mask)
+    if paper:
+        scores |= paper_comparable(prediction, acquired, mask)
+    whole = metrics.scale_to_target(prediction, target, mask)
+    scaled, truth = (_crop(array, mask) for array in whole)
     inside = _crop(mask, mask)
     scores["nmse_mask"] = metrics.nmse(scaled, truth, inside)
     scores["spectral"] = metrics.spectral_error(scaled, truth)
@@ -49,11 +56,9 @@ def score(prediction: np.ndarray, acquired: Volume, case: Case) -> Scores:
             if (tissues == index).any():
                 scores[f"mae_{name.replace(' ', '_')}"] = metrics.mae(scaled, truth, tissues == index)
     if case.lesion is not None:
-        lesion = _crop(case.lesion, mask)
-        scores["mae_lesion"] = metrics.mae(scaled, truth, lesion)
-        if tissues is not None and (white := tissues == CLASSES.index("white matter")).any():
-            for key, image in (("lesion_contrast", scaled), ("lesion_contrast_acquired", truth)):
-                scores[key] = float(image[lesion].mean() - image[white].mean())
+        scores["mae_lesion"] = metrics.mae(scaled, truth, _crop(case.lesion, mask))
+    if case.lesions is not None:
+        scores |= lesion_scores(case.lesions, *whole)
     return scores
 
 

@@ -26,9 +26,6 @@ segmenter's labels of the synthetic against those of the acquired image."""
 _UNCERTAINTY = """\
 The standard deviation over samples against the actual error inside the mask: ENCE, the expected normalized \
 calibration error, is 0 where calibrated; correlation of |error| and deviation over voxels."""
-_ROBUSTNESS = """\
-What was removed from a skull-stripped scan cannot be put back, so skull-stripping is tried on whole heads with a \
-known brain only."""
 
 
 def markdown(about: Mapping[str, Any], summary: Sequence[tables.Record], findings: Findings) -> str:
@@ -36,7 +33,9 @@ def markdown(about: Mapping[str, Any], summary: Sequence[tables.Record], finding
     methods = tables.methods_of(summary)
     contrasts = list(dict.fromkeys(name for names in about["subjects"].values() for name in names))
     parts = [f"# Evaluation of {about['model']}", _about(about)]
-    parts += ["## Every pair: PSNR in dB / SSIM, crop of the head", tables.pair_table(summary)]
+    parts += ["## PSNR in dB / SSIM, crop of the head", tables.main_table(findings.records)]
+    parts += [tables.subject_table(findings.records, method) for method in methods]
+    parts += [tables.several_sources(findings.records, methods), "### Every pair", tables.pair_table(summary)]
     judged = " In brackets: the judge's own numbers." if any("judge_psnr" in row for row in summary) else ""
     parts += [
         "Mean over subjects. The crop is the mask's box with a margin of 4 voxels, zero outside the mask; the target's "
@@ -59,7 +58,8 @@ def markdown(about: Mapping[str, Any], summary: Sequence[tables.Record], finding
         parts += [
             "## Lesions",
             tables.lesion_table(findings.records, methods),
-            "Contrast: mean of the lesion minus mean of white matter, in shares of the target's range.",
+            tables.LESIONS,
+            tables.lesion_failures(findings.records, methods),
         ]
     if findings.calibrations:
         parts += [
@@ -72,13 +72,25 @@ def markdown(about: Mapping[str, Any], summary: Sequence[tables.Record], finding
         parts += [
             "## Robustness: loss in dB of the head crop's PSNR when the source is corrupted",
             tables.robustness_table(findings.drops),
-            f"Method: {findings.drops[0]['method']}. {_ROBUSTNESS}",
+            f"Method: {findings.drops[0]['method']}. {tables.ROBUSTNESS}",
         ]
     parts += ["## Cost", tables.cost_table(findings.records, methods), _cost(about)]
     if findings.pictures:
         shown = [f"- [{name}](figures/{name})" for name in findings.pictures]
         parts += ["## Pictures", "Source, synthetic, acquired, difference.", "\n".join(shown)]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def printed(findings: Findings, methods: Sequence[str]) -> str:
+    """The main tables, as the command prints them."""
+    records = findings.records
+    parts = [tables.main_table(records), *(tables.subject_table(records, method) for method in methods)]
+    parts.append(tables.several_sources(records, methods))
+    if any("lesion_contrast" in row for row in records):
+        parts += [tables.lesion_table(records, methods), tables.lesion_failures(records, methods)]
+    if findings.drops:
+        parts.append(tables.robustness_table(findings.drops))
+    return "\n\n".join(filter(None, parts))
 
 
 def mean_curves(calibrations: Sequence[tables.Record]) -> dict[str, dict[str, list[float]]]:
@@ -101,6 +113,7 @@ def head_psnr(prediction: np.ndarray, target: np.ndarray, mask: np.ndarray) -> f
 
 def _about(about: Mapping[str, Any]) -> str:
     lines = [f"- {key}: {about[key]}" for key in ("package", "data", "tissues") if key in about]
+    lines += [f"- {name} is predicted by the package {words}" for name, words in about.get("own", {}).items()]
     named = "; ".join(f"{name} ({', '.join(contrasts)})" for name, contrasts in about["subjects"].items())
     lines.append(f"- {len(about['subjects'])} subjects: {named}")
     lines += [f"- skipped: {sentence}" for sentence in about["skipped"].values()]

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from scipy import ndimage
 
 from MissingModalitySynthLib.canonical import resample_to
 from MissingModalitySynthLib.intensity import background_value
@@ -20,6 +21,7 @@ SLICE_MM = 5.0
 BIAS = 0.35  # standard deviation of the field's logarithm, beyond the 0.3 of training at most
 NOISE = 0.08  # of the 98th percentile, beyond the 0.045 of training at most
 ANGLE = np.deg2rad(20.0)
+TIGHTER_MM = 2.0
 DIRECTIONS = ("sagittal", "coronal", "axial")  # slices across R, A, S
 Back = Callable[[Volume], np.ndarray]
 
@@ -30,20 +32,31 @@ def corruptions(case: Case, source: Volume) -> Iterator[tuple[str, Volume, Back,
     - slices of 5 mm: what a scan of 5 mm slices without gaps shows, interpolated to the original grid;
     - header rotated: the same voxels, said to lie 20 degrees oblique about two axes;
     - axes permuted: the same voxels in space, stored in another order of axes, one of them flipped;
+    - acquired obliquely: voxels on a grid that lies 20 degrees oblique about two axes, as of a tilted head;
     - bias field: times the exponential of a smooth Gaussian field;
     - noise: Rician; a constant background, as around a stripped brain, stays;
-    - skull-stripped: whole heads whose brain is known. What was removed from a scan cannot be put back.
+    - skull-stripped: whole heads whose brain is known. What was removed from a scan cannot be put back;
+    - mask 2 mm tighter: of what is stripped already, more is removed.
     """
     for axis, direction in _axes(source.geometry):
         yield f"{SLICE_MM:.0f} mm {direction} slices", thick_slices(source, axis), _array, case.mask
+
+    def back(result: Volume) -> np.ndarray:
+        return resample_to(result, source.geometry, 0.0).array
+
     yield "header rotated", replace(source, geometry=rotated(source.geometry)), _array, case.mask
-    permuted = permute(source)
-    yield "axes permuted", permuted, lambda result: resample_to(result, source.geometry, 0.0).array, case.mask
+    yield "axes permuted", permute(source), back, case.mask
+    yield "acquired obliquely", resample_to(source, around(source.geometry)), back, case.mask
     yield "bias field", biased(source), _array, case.mask
     yield "noise", noisy(source), _array, case.mask
     if case.brain is not None:
-        stripped = np.where(case.brain, source.array, 0).astype(np.float32)
-        yield "skull-stripped", replace(source, array=stripped), _array, case.mask & case.brain
+        yield "skull-stripped", _cut(source, case.brain, 0.0), _array, case.mask & case.brain
+    else:
+        spacing = source.geometry.spacing
+        # to the centre of the nearest voxel outside, half a voxel beyond the edge
+        distance = ndimage.distance_transform_edt(case.mask, sampling=spacing) - min(spacing) / 2
+        inner = distance > TIGHTER_MM
+        yield f"mask {TIGHTER_MM:.0f} mm tighter", _cut(source, inner, background_value(source.array)), _array, inner
 
 
 def thick_slices(volume: Volume, axis: int) -> Volume:
@@ -65,6 +78,15 @@ def rotated(grid: Geometry) -> Geometry:
     turn = last @ first
     centre = grid.index_to_world((np.asarray(grid.size) - 1) / 2)
     return replace(grid, origin=tuple(centre + turn @ (grid.origin - centre)), direction=turn @ grid.direction)
+
+
+def around(grid: Geometry) -> Geometry:
+    """A grid turned as in :func:`rotated`, of the same voxels and large enough to hold all of the given one."""
+    turned = rotated(grid)
+    index = turned.world_to_index(grid.corners)
+    first, last = np.floor(index.min(axis=0)), np.ceil(index.max(axis=0))
+    size = tuple((last - first + 1).astype(int).tolist())
+    return replace(turned, size=size, origin=tuple(turned.index_to_world(first)))
 
 
 def permute(volume: Volume) -> Volume:
@@ -95,6 +117,10 @@ def noisy(volume: Volume) -> Volume:
     real, imaginary = (torch.randn(signal.shape, generator=generator).numpy() * sigma for _ in range(2))
     magnitude = background + np.hypot(signal + real, imaginary)
     return replace(volume, array=np.where(signal == 0, volume.array, magnitude).astype(np.float32))
+
+
+def _cut(volume: Volume, kept: np.ndarray, background: float) -> Volume:
+    return replace(volume, array=np.where(kept, volume.array, background).astype(np.float32))
 
 
 def _axes(grid: Geometry) -> list[tuple[int, str]]:

@@ -1,4 +1,4 @@
-"""The evaluation: every method of a package on every pair of contrasts of every subject."""
+"""The evaluation: every paired method of a package on pairs of contrasts of every subject."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from MissingModalitySynthLib.device import choose_device
 from MissingModalitySynthLib.errors import InputError
 from MissingModalitySynthLib.metrics import dice
 from MissingModalitySynthLib.model_package import ModelPackage
+from MissingModalitySynthLib.package_format import ZERO_SHOT
 from MissingModalitySynthLib.request import Request
 from MissingModalitySynthLib.synthesis import Result, synthesize
 from MissingModalitySynthLib.translators import Translator, build_translator
@@ -33,6 +34,7 @@ from .protocols import Judge, calibrate, score
 from .robustness import corruptions
 
 FIGURE_CASES = 4  # subjects with pictures; more are seldom looked at
+Pair = tuple[tuple[str, ...], str]  # sources and target
 
 
 @dataclass(frozen=True)
@@ -73,22 +75,38 @@ class Findings:
 
 @dataclass(frozen=True)
 class Options:
-    """What is evaluated beside single sources.
+    """What is evaluated.
 
     Attributes:
+        pairs: sources and target; empty: every contrast from every other, and FLAIR from T1 and T2.
         steps: of iterative methods; empty: the default of each.
         samples: of stochastic methods, whose mean is scored and whose deviation is calibrated, beside one sample;
             1: none.
         many_to_one: also predict each contrast from all others.
-        robustness: also corrupt the sources, for the default method.
+        robustness: also corrupt single sources, for the default method and the pairs of ``tables.MAIN_PAIRS``, or for
+            all pairs where none of these is evaluated.
         device: of the engine.
     """
 
+    pairs: Sequence[Pair] = ()
     steps: Sequence[int] = ()
     samples: int = 4
     many_to_one: bool = False
     robustness: bool = False
     device: str = "cpu"
+
+    def chosen(self, sources: Sequence[str], targets: Sequence[str]) -> list[Pair]:
+        """The pairs among the contrasts that there are, in the order in which they are evaluated."""
+        pairs = list(self.pairs) or [((source,), target) for source in sources for target in targets]
+        if not self.pairs:
+            pairs += [(tuple(names.split(" + ")), target) for names, target in tables.MAIN_PAIRS if " + " in names]
+        if self.many_to_one:
+            pairs += [(tuple(name for name in sources if name != target), target) for target in targets]
+        return [
+            (names, target)
+            for names, target in dict.fromkeys(pairs)
+            if names and set(names) <= set(sources) and target in targets and target not in names
+        ]
 
 
 def evaluate(
@@ -96,6 +114,7 @@ def evaluate(
     cases: Iterable[Case],
     output: Path,
     *,
+    own: Mapping[str, ModelPackage],
     options: Options,
     about: dict[str, Any],
     count: int,
@@ -107,6 +126,7 @@ def evaluate(
     """Evaluate a package and write ``evaluation.md``, ``.csv``, ``.json`` and ``figures/*.png``.
 
     Args:
+        own: by name of a subject, the package that predicts it in the place of the first: one that did not train on it.
         cases: subjects; one that cannot be evaluated is named in ``skipped``, or ends all if the policy is "stop".
         about: what is said about model and data, plain data.
         count: of the cases, for the progress bar.
@@ -114,19 +134,23 @@ def evaluate(
         segmenter: compares the anatomy of synthetic and acquired images.
 
     Returns:
-        The table of pairs, as Markdown.
+        The tables of pairs, lesions and corruptions, as Markdown.
 
     Raises:
         InputError: no subject could be evaluated.
         OutputError: the results cannot be written.
     """
     default = _translator(package, package.default_method).to(choose_device(options.device)[0])
-    contenders = [contender for method in package.methods for contender in _contenders(package, method, options)]
+    for each in own.values():
+        if each.methods != package.methods or each.default_method != package.default_method:
+            raise InputError(f"The packages '{each.name}' and '{package.name}' have not the same methods.")
+    paired = [method for method in package.methods if method != ZERO_SHOT]
+    contenders = [contender for method in paired for contender in _contenders(package, method, options)]
     findings, subjects = Findings(), {}
     with tqdm(total=count, desc="evaluate", unit="subject", file=sys.stderr, mininterval=1) as bar:
         for case in cases:
             bar.set_postfix_str(case.name)
-            evaluation = _Evaluation(package, default, contenders, options, judge, segmenter)
+            evaluation = _Evaluation(own.get(case.name, package), default, contenders, options, judge, segmenter)
             pictures = output / "figures" if len(subjects) < FIGURE_CASES else None
             try:
                 evaluation.run(case, pictures)
@@ -162,7 +186,7 @@ def evaluate(
     }.items():
         with replacing(output / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    return tables.pair_table(summary)
+    return report.printed(findings, tables.methods_of(summary))
 
 
 def plain(value: Any) -> Any:
@@ -191,42 +215,41 @@ class _Evaluation:
     def run(self, case: Case, pictures: Path | None) -> None:
         known = [name for name in case.targets if name in self.package.targets]
         usable = [name for name in case.sources if name in self.package.sources]
-        if not any(target != source for target in known for source in usable):
+        pairs = self.options.chosen(usable, known)
+        if not pairs:
             raise InputError(
-                f"has no pair of contrasts from {', '.join(self.package.sources)} to {', '.join(self.package.targets)}."
+                f"has no pair of contrasts from {', '.join(self.package.sources)} to {', '.join(self.package.targets)}"
+                + " among those that were asked for." * bool(self.options.pairs)
             )
-        for target in known:
+        for target in dict.fromkeys(target for _, target in pairs):
             acquired = case.targets[target]
             ceiling = anchors.first_stage_ceiling(self.translator, acquired, self.package.spacing)
             self._record(case, "", target, anchors.CEILING, ceiling)
             if case.tissues is not None:
                 mean = anchors.tissue_mean(acquired.array, case.tissues, case.mask)
                 self._record(case, "", target, anchors.TISSUE_MEAN, mean)
-        source_sets = [(name,) for name in usable]
-        if self.options.many_to_one:
-            others = [tuple(name for name in usable if name != target) for target in known]
-            source_sets += dict.fromkeys(names for names in others if len(names) > 1)
-        for sources in source_sets:
-            targets = [name for name in known if name not in sources]
+        for sources in dict.fromkeys(names for names, _ in pairs):
+            targets = [target for names, target in pairs if names == sources]
             if len(sources) == 1:
                 for target in targets:
                     source, acquired = case.sources[sources[0]].array, case.targets[target].array
                     self._record(case, sources[0], target, anchors.COPY, source)
                     oracle = anchors.voxelwise_oracle(source, acquired, case.mask)
                     self._record(case, sources[0], target, anchors.ORACLE, oracle)
-            if targets:
-                for contender in self.contenders:
-                    self._contend(case, sources, targets, contender, pictures)
+            for contender in self.contenders:
+                self._contend(case, sources, targets, contender, pictures)
         if self.options.robustness:
-            for name in usable:
-                if targets := [target for target in known if target != name]:
-                    self._corrupt(case, name, targets)
+            single = [(names[0], target) for names, target in pairs if len(names) == 1]
+            single = [pair for pair in single if pair in tables.MAIN_PAIRS] or single
+            for source in dict.fromkeys(name for name, _ in single):
+                self._corrupt(case, source, [target for name, target in single if name == source])
 
     def _contend(
         self, case: Case, sources: tuple[str, ...], targets: list[str], contender: Contender, pictures: Path | None
     ) -> None:
         volumes = {name: case.sources[name] for name in sources}
         result, seconds = self._synthesize(volumes, targets, contender)
+        self.findings.notices |= dict.fromkeys(result.notices)
         joined = " + ".join(sources)
         for target in targets:
             array = result.volumes[target].array
@@ -260,7 +283,6 @@ class _Evaluation:
             device=self.options.device,
         )
         result = synthesize(request)
-        self.findings.notices |= dict.fromkeys(result.notices)
         seconds = sum(spent for stage, spent in result.seconds.items() if stage != "load model")
         return result, seconds / len(targets)
 
@@ -275,7 +297,7 @@ class _Evaluation:
     ) -> None:
         acquired = case.targets[target]
         record = {"subject": case.name, "sources": sources, "target": target, "method": method, **(extra or {})}
-        record |= score(prediction, acquired, case)
+        record |= score(prediction, acquired, case, paper=bool(extra) or method == anchors.CEILING)
         if self.judge is not None:
             found = self.judge(prediction, acquired.array, case.mask)
             record |= {f"judge_{key}": float(value) for key, value in found.items()}

@@ -11,9 +11,25 @@ from typing import Any
 
 from MissingModalitySynthLib.modality import MODALITIES
 
-from .anchors import ANCHORS, CEILING, COPY
+from .anchors import ANCHORS, CEILING, COPY, ORACLE
+from .cases import is_glioma
+from .lesions import CLEAR
 
 Record = Mapping[str, Any]
+
+# What is asked for most. Uptake of contrast agent is judged where there is some: in gliomas, if there are any.
+MAIN_PAIRS = (
+    ("T1", "T2"), ("T1", "FLAIR"), ("T2", "FLAIR"), ("T2", "T1"), ("T1", "T1ce"), ("T1 + T2", "FLAIR"),
+)  # fmt: skip
+LESION_RATIO = 1.5  # the aim: no larger error in lesions than so many times that of the head
+BRIGHT_LESIONS = ("T2", "FLAIR")  # contrasts in which the sign of a lesion's contrast should be right
+LESIONS = f"""\
+Contrast: mean of each lesion minus mean of the white matter 2 to 12 mm off it, weighted by volume, in shares of the \
+target's range. Lesions: of those with an acquired contrast of {100 * CLEAR:.0f} % or more, how many have its sign. \
+Aim: a ratio of {LESION_RATIO:g} at most, and the right sign in {" and ".join(BRIGHT_LESIONS)}."""
+ROBUSTNESS = """\
+What was removed from a skull-stripped scan cannot be put back, so skull-stripping is tried on whole heads with a \
+known brain only, and judged within the brain; of stripped scans, 2 mm more are removed."""
 
 # PSNR, NMSE, SSIM: means of Kim & Park (WACV 2024), Table 2 (BraTS 2021) and, with PD, Table D (IXI); by source, then
 # target. From a contrast to itself: the autoencoder alone. Table 1 gives T1 to T2 the NMSE 0.079.
@@ -55,7 +71,8 @@ def summarise(records: Iterable[Record]) -> list[dict[str, Any]]:
     for (sources, target, method), members in groups.items():
         row: dict[str, Any] = {"sources": sources, "target": target, "method": method, "n": len(members)}
         for key in dict.fromkeys(key for member in members for key in member if key not in _ABOUT):
-            values = [member[key] for member in members if math.isfinite(member.get(key, math.nan))]
+            known = [member[key] for member in members if member.get(key) is not None]  # None: not finite, in JSON
+            values = [value for value in known if math.isfinite(value)]
             if values:
                 spread = stdev(values) if len(values) > 1 else None
                 row[key] = {"mean": fmean(values), "sd": spread, "n": len(values)}
@@ -71,6 +88,51 @@ def to_csv(records: Sequence[Record]) -> str:
     writer.writeheader()
     writer.writerows(records)
     return text.getvalue()
+
+
+def main_table(records: Sequence[Record]) -> str:
+    """The pairs of ``MAIN_PAIRS``, all pairs where none of them is there; T1ce of gliomas alone if there are any."""
+    methods = [COPY, ORACLE, *methods_of(records)]
+    lines = []
+    for pair in _main(records):
+        chosen = [row for row in records if row["target"] == pair[1] and row["sources"] == pair[0]]
+        if gliomas := pair[1] == "T1ce" and [row for row in chosen if is_glioma(row["subject"])]:
+            chosen = gliomas
+        found = {row["method"]: row for row in summarise(chosen)}
+        cells = [_pair_cell(found.get(method)) for method in methods]
+        name = f"{_arrow(pair)}{' (gliomas)' if gliomas else ''}"
+        lines.append([name, max(row["n"] for row in found.values()), *cells])
+    return table(["pair", "n", *methods], lines)
+
+
+def subject_table(records: Sequence[Record], method: str) -> str:
+    """One method: a row a pair of the main table, a column a subject."""
+    rows = {(row["sources"], row["target"], row["subject"]): row for row in records if row["method"] == method}
+    subjects = list(dict.fromkeys(name for *_, name in rows))
+    lines = []
+    for pair in _main(records):
+        found = [summarise([row]) if (row := rows.get((*pair, name))) else [None] for name in subjects]
+        lines.append([_arrow(pair), *(_pair_cell(each[0]) for each in found)])
+    return table([method, *subjects], lines)
+
+
+def several_sources(records: Sequence[Record], methods: Sequence[str]) -> str:
+    """PSNR from several sources against the better one of them alone, which they should not fall behind; or ""."""
+    by = {(row["sources"], row["target"], row["method"], row["subject"]): row["psnr"] for row in records}
+    groups: dict[tuple[str, str, str], list[tuple[float, float, str]]] = {}
+    for (sources, target, method, subject), value in by.items():
+        alone = [by.get((name, target, method, subject)) for name in sources.split(" + ")]
+        if method in methods and len(alone) > 1 and None not in alone:
+            groups.setdefault((sources, target, method), []).append((value, *alone, subject))
+    lines = []
+    for (sources, target, method), rows in groups.items():
+        means = [fmean(column) for column in list(zip(*rows, strict=True))[:-1]]
+        gain, subject = min((row[0] - max(row[1:-1]), row[-1]) for row in rows)
+        single = " / ".join(f"{value:.2f}" for value in means[1:])
+        cells = [f"{means[0]:.2f}", single, f"{means[0] - max(means[1:]):+.2f}", f"{gain:+.2f} ({subject})"]
+        lines.append([f"{sources} → {target}", method, *cells])
+    header = ["several sources", "method", "together", "each alone", "gain over the better", "least gain"]
+    return table(header, lines) if lines else ""
 
 
 def pair_table(summary: Sequence[Record]) -> str:
@@ -131,26 +193,36 @@ def masked_table(summary: Sequence[Record]) -> str:
 
 
 def lesion_table(records: Sequence[Record], methods: Sequence[str]) -> str:
-    """Error inside the lesion, and its contrast to white matter, against the acquired one."""
+    """Error inside the lesion, and its contrast to white matter, against the acquired one; means over subjects."""
     lines = []
     for (sources, target, method), rows in _grouped(records, lambda row: "lesion_contrast" in row).items():
         if method not in (COPY, *methods):
             continue
-        lesion, whole, made, acquired = (
-            fmean(row[key] for row in rows)
-            for key in ("mae_lesion", "mae_mask", "lesion_contrast", "lesion_contrast_acquired")
-        )
-        right = sum(row["lesion_contrast"] * row["lesion_contrast_acquired"] > 0 for row in rows)
-        numbers = (
-            f"{100 * lesion:.1f}",
-            f"{100 * whole:.1f}",
-            f"{lesion / whole:.2f}",
-            f"{made:+.3f}",
-            f"{acquired:+.3f}",
-        )
-        lines.append([f"{sources} → {target}", method, *numbers, f"{right} of {len(rows)}"])
-    header = ["pair", "method", "MAE % lesion", "MAE % head", "ratio", "contrast", "acquired contrast", "sign right"]
-    return table(header, lines)
+        ratio = fmean(_lesion_ratio(row) for row in rows)
+        lesion, whole = (100 * fmean(row[key] for row in rows) for key in ("mae_lesion", "mae_mask"))
+        made, acquired = (fmean(row[key] for row in rows) for key in ("lesion_contrast", "lesion_contrast_acquired"))
+        right = f"{sum(_sign_is_right(row) for row in rows)} of {len(rows)}"
+        single = " of ".join(str(sum(row[key] for row in rows)) for key in ("lesions_right", "lesions_clear"))
+        errors = (f"{lesion:.1f}", f"{whole:.1f}", f"{ratio:.2f}")
+        lines.append([f"{sources} → {target}", method, *errors, f"{made:+.3f}", f"{acquired:+.3f}", right, single])
+    header = ["pair", "method", "MAE % lesion", "MAE % head", "ratio", "contrast", "acquired contrast"]
+    return table([*header, "sign right: subjects", "lesions"], lines)
+
+
+def lesion_failures(records: Sequence[Record], methods: Sequence[str]) -> str:
+    """Every subject and pair that misses the aim, and how; or ""."""
+    lines = []
+    for row in records:
+        if "lesion_contrast" not in row or row["method"] not in methods:
+            continue
+        misses = []
+        if _lesion_ratio(row) > LESION_RATIO:
+            misses.append(f"error {_lesion_ratio(row):.1f} times the head's")
+        if row["target"] in BRIGHT_LESIONS and not _sign_is_right(row):
+            misses.append(f"contrast {row['lesion_contrast']:+.3f}, acquired {row['lesion_contrast_acquired']:+.3f}")
+        if misses:
+            lines.append(f"- {row['subject']}, {_arrow(_pair_of(row))}, {row['method']}: {'; '.join(misses)}")
+    return "\n".join(lines)
 
 
 def calibration_table(calibrations: Sequence[Record]) -> str:
@@ -164,15 +236,18 @@ def calibration_table(calibrations: Sequence[Record]) -> str:
 
 
 def robustness_table(drops: Sequence[Record]) -> str:
-    """Loss in dB by corruption and source, mean over targets and subjects; and over all sources."""
-    sources = list(dict.fromkeys(row["sources"] for row in drops))
+    """Loss in dB by corruption and pair, mean over subjects; and over all pairs, with the worst of all."""
+    pairs = list(dict.fromkeys(_pair_of(row) for row in drops))
     lines = []
     for name in dict.fromkeys(row["corruption"] for row in drops):
         of_name = [row for row in drops if row["corruption"] == name]
-        by_source = [[row["drop"] for row in of_name if row["sources"] == source] for source in sources]
-        means = [f"{fmean(values):.2f}" if values else "–" for values in by_source]
-        lines.append([name, *means, f"{fmean(row['drop'] for row in of_name):.2f}"])
-    return table(["corruption of the source", *(f"from {source}" for source in sources), "all"], lines)
+        by_pair = [[row["drop"] for row in of_name if _pair_of(row) == pair] for pair in pairs]
+        means = [f"{fmean(values):.2f}" if values else "–" for values in by_pair]
+        values = [row["drop"] for row in of_name]
+        lines.append(
+            [name, len({row["subject"] for row in of_name}), *means, f"{fmean(values):.2f}", f"{max(values):.2f}"]
+        )
+    return table(["corruption of the source", "n", *map(_arrow, pairs), "mean", "largest"], lines)
 
 
 def cost_table(records: Sequence[Record], methods: Sequence[str]) -> str:
@@ -205,6 +280,27 @@ def _grouped(
         if row["sources"] and wanted(row):
             groups.setdefault((row["sources"], row["target"], row["method"]), []).append(row)
     return groups
+
+
+def _main(records: Sequence[Record]) -> list[tuple[str, str]]:
+    there = _pairs(records)
+    return [pair for pair in MAIN_PAIRS if pair in there] or there
+
+
+def _pair_of(row: Record) -> tuple[str, str]:
+    return row["sources"], row["target"]
+
+
+def _arrow(pair: tuple[str, str]) -> str:
+    return " → ".join(pair)
+
+
+def _lesion_ratio(row: Record) -> float:
+    return row["mae_lesion"] / row["mae_mask"]
+
+
+def _sign_is_right(row: Record) -> bool:
+    return row["lesion_contrast"] * row["lesion_contrast_acquired"] > 0
 
 
 def _pairs(summary: Iterable[Record]) -> list[tuple[str, str]]:

@@ -1,0 +1,197 @@
+"""The model card of a package: what it was trained on, what it was measured to do, and what it cannot do."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from MissingModalitySynthLib.errors import InputError
+from MissingModalitySynthLib.modality import MODALITIES
+
+from .evaluation import tables
+from .simulation.protocols import canonical_protocol, wide_protocol
+from .simulation.simulator import PATHOLOGY, SHIFT, TURN
+
+INTENDED_USE = (
+    "Research, and visual comparison by professionals who also see the acquired images. Not a medical device, not for "
+    "diagnosis: a synthetic image shows what the model expects, not what was measured."
+)
+LIMITS = """\
+- Pathology that the training did not know is not to be trusted: it may vanish, or appear where there is none.
+- Trained for adult brains, at 1 mm. Other ages, body parts, implants and strong artefacts are outside of what it knows.
+- T1ce: uptake of contrast agent cannot be known from images without it. What looks like enhancement is a guess."""
+SIMULATION_LIMITS = """\
+- Fat, bone and face are drawn roughly by the simulator; only the brain was modelled with care.
+- Its pathology is white-matter lesions, gliomas with oedema and infarcts of simple shapes. Haemorrhage, calcification,
+  abscesses, malformations and what surgery leaves are not among it."""
+# What the licence of a data set asks to be cited, by the names of its subjects.
+CITATIONS = {
+    r"open-ms-\d+": (
+        "open_ms_data of the Laboratory of Imaging Technologies, University of Ljubljana (CC BY): Lesjak Ž., Pernuš "
+        "F., Likar B., Špiclin Ž.: A Novel Public MR Image Dataset of Multiple Sclerosis Patients With Lesion "
+        "Segmentations Based on Multi-rater Consensus. Neuroinformatics 2017, doi:10.1007/s12021-017-9348-7."
+    )
+}
+_DRAWS = 1000  # of a protocol: its ranges are found by drawing
+
+
+def write_card(
+    title: str,
+    *,
+    recipes: Sequence[Mapping[str, Any]],
+    trained: Sequence[str],
+    stages: str,
+    evaluations: Sequence[Path],
+) -> str:
+    """The card, as Markdown.
+
+    Args:
+        recipes: the settings of what was trained, in that order; of each, "data" and the folder "run", and "said" of
+            weights that came in a package: what its metadata say of their data.
+        trained: names of the scanned subjects that were trained on.
+        stages: what is said about the training itself.
+        evaluations: files ``evaluation.json``; each becomes a section of results.
+
+    Raises:
+        InputError: an evaluation cannot be read.
+    """
+    parts = [f"# {title}", "## Intended use", INTENDED_USE]
+    parts += ["## Training data", data_source(recipes, trained), citations(trained)]
+    if _simulated(recipes):
+        parts += ["## Simulated protocols", _protocols(recipes[-1]["data"]["pathology"])]
+    parts += ["## Training", stages]
+    parts += [_results(path, trained) for path in evaluations]
+    parts += ["## Limits", "\n".join([LIMITS, *[SIMULATION_LIMITS] * _simulated(recipes)])]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def data_source(recipes: Sequence[Mapping[str, Any]], trained: Sequence[str]) -> str:
+    """What the networks have seen, in a few sentences."""
+    said = list(dict.fromkeys(recipe.get("said") or _data_source(recipe["data"], trained) for recipe in recipes))
+    return " Then: ".join(said) + " The networks saw no patient's image." * (not trained)
+
+
+def citations(trained: Sequence[str]) -> str:
+    """What must be cited for the subjects that were trained on, as a list; "" for none."""
+    return "\n".join(f"- {text}" for key, text in CITATIONS.items() if any(re.fullmatch(key, name) for name in trained))
+
+
+def trained_subjects(recipes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The names of the scanned subjects on which the runs of the recipes were trained, from their splits.
+
+    Raises:
+        InputError: the splits of a run on scans are missing or damaged.
+    """
+    names: set[str] = set()
+    for path in dict.fromkeys(recipe["run"] / "splits.json" for recipe in recipes if recipe["data"]["real"]):
+        try:
+            names |= set(json.loads(path.read_text(encoding="utf-8"))["splits"]["train"])
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise InputError(f"'{path}', which says on whom a run was trained, cannot be read ({error!r}).") from error
+    return sorted(names)
+
+
+def protocol_table() -> str:
+    """The ranges of every contrast's protocols, as the simulator draws them: Markdown, times in ms, angles in degrees.
+
+    The narrow protocols are those of the targets, the wide ones of the sources.
+    """
+    lines = []
+    for modality in MODALITIES:
+        for kind, draw in (("target", canonical_protocol), ("source", wide_protocol)):
+            lines += [[modality, kind, *cells] for cells in _ranges(modality, draw)]
+    columns = ("TR", "TE", "TI", "flip angle", "field (T)", "fat signal", "contrast agent")
+    return tables.table(["contrast", "as", "sequence", "share", *columns], lines)
+
+
+def _ranges(modality: str, draw: Callable[[str, torch.Generator], Mapping[str, Any]]) -> list[list[str]]:
+    """Of every sequence that is drawn for a contrast, its share and the ranges of its settings."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = [draw(modality, generator) for _ in range(_DRAWS)]
+    rows = []
+    for sequence in dict.fromkeys(protocol["sequence"] for protocol in drawn):
+        chosen = [protocol for protocol in drawn if protocol["sequence"] == sequence]
+        row = [sequence, f"{100 * len(chosen) / _DRAWS:.0f} %"]
+        for key in ("tr", "te", "ti", "flip", "field", "fat", "dose"):
+            # only contrast-enhanced images know a dose
+            values = [protocol[key] for protocol in chosen if key in protocol and (key != "dose" or modality == "T1ce")]
+            if not values:
+                row.append("–")
+                continue
+            low, high = (f"{float(f'{round(end, 2):.3g}'):g}" for end in (min(values), max(values)))
+            row.append(low if low == high else f"{low} to {high}")
+        rows.append(row)
+    return rows
+
+
+def _protocols(pathology: float) -> str:
+    chances = {kind: 100 * min(pathology * chance, 1) for kind, chance in PATHOLOGY.items()}
+    return f"""\
+{protocol_table()}
+
+Times in ms, angles in degrees, contrast agent in standard doses; ranges of {_DRAWS} draws. Targets are clean images \
+of the narrow protocols. Sources follow the wide ones, may be displaced by up to {SHIFT:g} mm and {TURN:g} degree, and \
+get a bias field, motion, thick slices, blur, noise and a gamma (`training/simulation/artefacts.py`); some have a \
+contrast that follows no physics. A head has white-matter lesions with a chance of {chances["lesions"]:.0f} %, a \
+glioma with {chances["glioma"]:.0f} %, an infarct with {chances["infarct"]:.0f} %."""
+
+
+def _results(path: Path, trained: Sequence[str]) -> str:
+    """A section of results, from an evaluation's JSON."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        about, records, drops = (content[key] for key in ("about", "records", "robustness"))
+        methods = tables.methods_of(records)
+        meaning = "PSNR in dB / SSIM over the crop of the head, mean over subjects"
+        judged = "; in brackets, by another implementation" * any("judge_psnr" in row for row in records)
+        parts = [f"## Results on {about['data']}", _subjects(about, trained), f"{meaning}{judged}."]
+        parts += [tables.main_table(records), *(tables.subject_table(records, method) for method in methods)]
+        parts.append(tables.several_sources(records, methods))
+        if any("lesion_contrast" in row for row in records):
+            parts += ["### Lesions", tables.lesion_table(records, methods), tables.LESIONS]
+            parts.append(tables.lesion_failures(records, methods))
+        if drops:
+            parts += ["### Loss in dB when the source is corrupted", tables.robustness_table(drops), tables.ROBUSTNESS]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise InputError(f"'{path}' is no evaluation.json that can be read ({error!r}); run evaluate again.") from error
+    return "\n\n".join(filter(None, parts))
+
+
+def _subjects(about: Mapping[str, Any], trained: Sequence[str]) -> str:
+    """Who was measured, and by which weights."""
+    own = [name for name in about["subjects"] if name in about["own"]]
+    seen = [name for name in about["subjects"] if name in trained and name not in own]
+    sentences = [f"Subjects: {', '.join(about['subjects'])}."]
+    if own:
+        sentences.append(
+            f"Each of {', '.join(own)} was predicted by weights that were trained without it, all else being equal."
+        )
+    if seen:
+        sentences.append(f"These weights were trained on {', '.join(seen)}, so that those numbers say nothing.")
+    return " ".join(sentences)
+
+
+def _data_source(data: Mapping[str, Any], trained: Sequence[str]) -> str:
+    parts = []
+    if data["real"]:
+        share = f"{100 * data['real_share']:.0f} % of the pairs"
+        named = ": " + ", ".join(trained) if len(trained) <= 10 else f" of '{Path(data['real']).name}'"
+        parts.append(f"Scans, {share}, of {len(trained)} subjects{named}.")
+    if not data["real"] or data["real_share"] < 1:
+        maps = {None: "", "procedural": "a made-up head in the place of "}
+        anatomy = maps.get(data["anatomies"], "label maps of individuals (SynthSeg training labels, Apache-2.0) and ")
+        parts.append(
+            f"Simulated contrast: {anatomy}the MNI152 tissue maps that nilearn carries, with relaxation times, signal "
+            "equations and artefacts of training/simulation. Its protocols were adjusted to tissue statistics "
+            "(medians, sharpness) of a few public scans."
+        )
+    return " ".join(parts)
+
+
+def _simulated(recipes: Sequence[Mapping[str, Any]]) -> bool:
+    return any(not recipe["data"]["real"] or recipe["data"]["real_share"] < 1 for recipe in recipes)
