@@ -10,6 +10,7 @@ devices.
 
     python -m training evaluate --config FILE --run FOLDER --output FOLDER
     python -m training evaluate --package micro --subjects FOLDER --output FOLDER --robustness
+    python -m training evaluate --package micro --package SUBJECT=FOLDER --subjects FOLDER --output FOLDER
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ from MissingModalitySynthLib.errors import Cancelled, InputError, OutOfMemoryErr
 from . import distributed
 from .configuration import ABLATIONS, SIMULATOR_OPTIONS, STAGES, load_configuration
 from .evaluation import command as evaluation
+from .examples import load_anatomies
 from .export import export
 from .simulated_subjects import write_subjects
-from .stages import load_anatomies, run_stage
+from .stages import run_stage
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -44,7 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--max-minutes", type=float, help="stop after this time, with a checkpoint to resume from")
     parser.add_argument("--output", type=Path, help="export: the package; evaluate, simulate: the folder to write")
     parser.add_argument("--cases", type=int, default=4, help="evaluate, simulate: number of simulated subjects")
-    parser.add_argument("--evaluation", type=Path, help="export: the evaluation.json whose results the model card gets")
+    evaluation_help = "export: an evaluation.json whose results the model card gets; again and again"
+    parser.add_argument("--evaluation", type=Path, action="append", default=[], help=evaluation_help)
     evaluation.add_arguments(parser)
     options = parser.parse_intermixed_args(arguments)
     _check(options, parser)
@@ -55,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(evaluation.run(options, configuration))
             print(f"Wrote '{options.output}'.", file=sys.stderr)
         elif options.stage == "export":
-            package = export(configuration, options.run, options.output, evaluation=options.evaluation)
+            package = export(configuration, options.run, options.output, evaluations=options.evaluation)
             print(f"Wrote '{package.path}', methods {', '.join(package.methods)}.")
         elif options.stage == "simulate":
             data = configuration["data"]

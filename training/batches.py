@@ -78,13 +78,13 @@ def draw_roles(generator: torch.Generator, modalities: Sequence[str] = MODALITIE
 
 
 def scaled(image: Tensor, headroom: float = 1.0) -> Tensor:
-    """An image (X, Y, Z) in any units to (1, 1, X, Y, Z) in [-1, 1], by the percentiles that the engine uses.
+    """A simulated crop (X, Y, Z), air 0, to (1, 1, X, Y, Z) in [-1, 1], as the engine would scale the whole head.
 
-    ``headroom`` is how much brighter the whole head is than this crop of it.
+    Its lower percentile is air, of which a crop inside the brain has none; ``headroom`` is how much brighter the whole
+    head is than this crop of it.
     """
     array = image.cpu().numpy()
-    found = intensity_range(array)
-    whole = IntensityRange(found.low, found.low + headroom * (found.high - found.low))
+    whole = IntensityRange(0.0, headroom * intensity_range(array).high)
     return torch.from_numpy(scale(array, whole))[None, None].to(image.device)
 
 
@@ -96,6 +96,8 @@ def simulated_pairs(
     modalities: Sequence[str] = MODALITIES,
     pairs_per_case: int = 2,
     all_images: bool = False,
+    contrasts: Sequence[str] | None = None,
+    targets_alone: Sequence[str] | None = None,
     device: str = "cpu",
     **options,
 ) -> Iterator[Pair]:
@@ -107,12 +109,18 @@ def simulated_pairs(
         modalities: sources and targets are among these.
         pairs_per_case: targets that are taken from one simulated head, each with its own sources.
         all_images: each pair has the head in all contrasts, for what learns them at once.
+        contrasts: each pair has one of these, acquired as its source and clean as its target.
+        targets_alone: each pair has one of these as its target, and no source.
         **options: of :func:`~.simulation.simulator.simulate`.
     """
     while True:
         anatomy = anatomies[choose(generator, len(anatomies))]
         shape = shapes[choose(generator, len(shapes))]
-        roles = [draw_roles(generator, modalities) for _ in range(pairs_per_case)]
+        if only := contrasts or targets_alone:
+            drawn = [only[choose(generator, len(only))] for _ in range(pairs_per_case)]
+            roles = [([name] if contrasts else [], name) for name in drawn]
+        else:
+            roles = [draw_roles(generator, modalities) for _ in range(pairs_per_case)]
         needed = [name for name in MODALITIES if any(name in sources for sources, _ in roles)]
         targets = [name for name in modalities if all_images or any(name == target for _, target in roles)]
         case = simulate(

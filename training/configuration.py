@@ -13,7 +13,7 @@ from MissingModalitySynthLib.modality import MODALITIES
 from MissingModalitySynthLib.networks.configurations import CONFIGURATIONS
 
 SIMULATOR_OPTIONS = ("random_contrast", "skull_strip", "pathology", "artefacts", "misregistration")
-STAGES = ("segmenter", "autoencoder", "spade", "diffusion", "regression")
+STAGES = ("segmenter", "autoencoder", "spade", "diffusion", "regression", "midiffusion", "classifier")
 
 DEFAULTS: dict[str, Any] = {
     "networks": "micro",  # a name of MissingModalitySynthLib.networks.configurations, or a mapping like one of those
@@ -21,6 +21,7 @@ DEFAULTS: dict[str, Any] = {
     "modalities": list(MODALITIES),
     "seed": 0,
     "device": "cpu",
+    "initial": None,  # folder of a run or a package: each stage begins with its weights, say to fine-tune on own scans
     "data": {
         "shapes": [[96, 96, 96]],  # of the crops, in voxels, drawn evenly
         "pairs_per_case": 2,  # targets that are taken from one simulated head or scanned subject
@@ -35,6 +36,7 @@ DEFAULTS: dict[str, Any] = {
         # scans; null: simulated heads only
         "real": None,  # folder or CSV table
         "real_share": 1.0,  # of the pairs
+        "real_artefacts": 0.0,  # added to the sources, as to those of simulated heads
         "layout": "auto",  # see training/data/readers.py
         "register": False,  # contrasts that are on another grid
         "broken": "skip",  # or "stop": what a subject that cannot be read does
@@ -58,7 +60,11 @@ DEFAULTS: dict[str, Any] = {
         "image_steps": 500,
         "tensorboard": True,
     },
-    "segmenter": {"optimizer_steps": 2000, "width": 16},
+    "segmenter": {
+        "optimizer_steps": 2000,
+        "width": 32,
+        "contrasts": None,  # judged alone, such as [T1]; null: any, among them contrasts that follow no physics
+    },
     "autoencoder": {
         "optimizer_steps": 20000,
         "quantisation_weight": 1.0,
@@ -93,10 +99,37 @@ DEFAULTS: dict[str, Any] = {
         "use_denoiser": True,
     },
     "regression": {"optimizer_steps": 4000, "latent_weight": 1.0, "image_weight": 4.0},
+    "midiffusion": {
+        "optimizer_steps": 4000,
+        "targets": ["T1"],  # seen alone: no other contrast is
+        "mode": "guided",  # or "published": noise is predicted, without a first stage
+        "spatial_dims": 3,  # 2: slice by slice, as published
+        "steps": 4,  # of the sampler; as published 1000
+        "start": 1.0,  # of the sampler, as a fraction of time: 1 at noise, less at the noised source
+        "guidance": 0.02,  # change of an estimate by the pull towards the source, in intensities of [-1, 1]
+        "guidance_range": [0.2, 0.8],  # fractions of time
+        "window": 7,  # of its local mutual information, voxels
+        "bins": 8,
+        "conditioned": True,  # False hides the source from the network: SDEdit, if also guidance=0 and start < 1
+        # of the training in the guided mode
+        "latent_weight": 1.0,
+        "image_weight": 4.0,
+        "hidden_share": 0.15,
+        "artefacts": 0.6,
+    },
+    "classifier": {"optimizer_steps": 2000, "cases": 160, "width": 64},  # cases: simulated heads
 }
 
 # Settings that may be null, with the kind that they have else.
-NULLABLE = {"first_stage": str, "data.cases": int, "data.anatomies": str, "data.real": str, "data.cache": str}
+NULLABLE = {
+    "first_stage": str,
+    "initial": str,
+    "data.cases": int,
+    "data.anatomies": str,
+    "data.real": str,
+    "data.cache": str,
+    "segmenter.contrasts": list,
+}
 
 # Numbers from 0 to 1; all others are 0 or more. Whole numbers are 1 or more, but for these.
 SHARES = (
@@ -105,6 +138,8 @@ SHARES = (
     "data.real_share",
     "optimizer.ema_decay",
     "diffusion.start_share",
+    "midiffusion.hidden_share",
+    "midiffusion.start",
 )
 FROM_ZERO = ("seed", "optimizer.warm_up")
 
@@ -114,6 +149,7 @@ CHOICES = {
     "data.broken": ("skip", "stop"),
     "optimizer.precision": ("float32", "bfloat16"),
     "diffusion.mode": ("bridge", "paper"),
+    "midiffusion.mode": ("guided", "published"),
     "diffusion.weighting": ("none", "min_snr"),
 }
 
@@ -171,7 +207,7 @@ def settings_of(stage: str, configuration: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def network_options(configuration: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Options of "first_stage", "spade", "denoiser" and "regression".
+    """Options of "first_stage", "spade", "denoiser", "regression" and "midiffusion".
 
     Raises:
         InputError: no networks of that name, or a part of them is missing.
@@ -181,7 +217,7 @@ def network_options(configuration: Mapping[str, Any]) -> dict[str, dict[str, Any
         if networks not in CONFIGURATIONS:
             raise InputError(f"Unknown networks '{networks}'; known are {', '.join(CONFIGURATIONS)}.")
         networks = CONFIGURATIONS[networks]
-    parts = ("first_stage", "spade", "denoiser", "regression")
+    parts = ("first_stage", "spade", "denoiser", "regression", "midiffusion")
     if set(networks) != set(parts) or not all(isinstance(networks[part], Mapping) for part in parts):
         raise InputError(
             f"'networks' must be a name or the groups {', '.join(parts)}, not {', '.join(map(str, networks))}."
@@ -190,7 +226,8 @@ def network_options(configuration: Mapping[str, Any]) -> dict[str, dict[str, Any
         raise InputError("'networks.first_stage' must say its kind: vq, kl or haar.")
     kind, first_stage = configuration["first_stage"], networks["first_stage"]
     if kind not in (None, first_stage["kind"]):
-        shared = ("channels", "latent_channels", "num_res_blocks", "norm_num_groups")
+        autoencoder = ("channels", "latent_channels", "num_res_blocks", "norm_num_groups")
+        shared = () if kind == "haar" else autoencoder
         first_stage = {"kind": kind} | {key: first_stage[key] for key in shared if key in first_stage}
     return {**networks, "first_stage": dict(first_stage)}
 
@@ -245,6 +282,9 @@ def _check_data(configuration: Mapping[str, Any]) -> None:
     names, shapes = configuration["modalities"], configuration["data"]["shapes"]
     if len(names) < 2 or len(set(map(str, names))) < len(names) or any(name not in MODALITIES for name in names):
         raise InputError(f"'modalities' must be two or more of {', '.join(MODALITIES)}, not {names}.")
+    contrasts = configuration["segmenter"]["contrasts"]
+    if contrasts is not None and (not contrasts or any(name not in names for name in contrasts)):
+        raise InputError(f"'segmenter.contrasts' must be null or some of {', '.join(names)}, not {contrasts}.")
     if not shapes or not all(isinstance(shape, list) and list(map(type, shape)) == [int] * 3 for shape in shapes):
         raise InputError(f"'data.shapes' must be a list of sizes such as [[96, 96, 96]], not {shapes}.")
     if wrong := [shape for shape in shapes if any(size < 16 or size % 16 for size in shape)]:

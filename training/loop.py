@@ -17,6 +17,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from MissingModalitySynthLib.device import channels_last
+
 from . import distributed
 from .checkpoint import load_checkpoint, save_checkpoint
 from .logbook import Logbook, memory_gigabytes, readable
@@ -86,7 +88,7 @@ def train(
         InputError: the checkpoint belongs to another configuration; OutputError: it cannot be written.
     """
     rank, world = distributed.rank(), distributed.world()
-    model.to(device, memory_format=torch.channels_last_3d).train()
+    channels_last(model.to(device)).train()
     distributed.copy_from_first([*model.parameters(), *model.buffers()])
     for module in frozen:
         module.eval()

@@ -10,17 +10,19 @@ from pathlib import Path
 
 import torch
 from monai.losses import DiceCELoss
-from monai.networks.nets import BasicUNet
+from monai.networks.utils import pixelunshuffle
 from torch import nn
 from torch.nn import functional as F
 
 from MissingModalitySynthLib.errors import InputError
+from MissingModalitySynthLib.networks.segmenter import Segmenter
+from MissingModalitySynthLib.segmentation import CLASSES
 
 from .batches import Pair, choose
 from .checkpoint import averaged_weights
 from .simulation.tissues import FIRST_LESION, TISSUES
 
-CLASSES = ("background", "CSF", "grey matter", "white matter", "deep grey matter", "lesion")
+WEIGHTS = (1.0, 2.0, 1.0, 1.0, 4.0, 3.0)  # of the classes in the loss
 _MEMBERS = {
     "CSF": ("ventricular CSF", "subarachnoid CSF"),
     "grey matter": ("cortex", "cerebellar cortex", "hippocampus and amygdala"),
@@ -40,29 +42,29 @@ def classes_of(labels: torch.Tensor) -> torch.Tensor:
     return table.to(labels.device)[labels.long()]
 
 
-def build_segmenter(width: int = 16) -> BasicUNet:
-    """(B, 1, X, Y, Z) in [-1, 1] to logits (B, 6, X, Y, Z); every axis a multiple of 16, and 32 or more."""
-    features = (width, width, 2 * width, 4 * width, 8 * width, width)
-    return BasicUNet(spatial_dims=3, in_channels=1, out_channels=len(CLASSES), features=features)
-
-
-def load_segmenter(checkpoint: Path) -> BasicUNet:
+def load_segmenter(checkpoint: Path) -> Segmenter:
     """The averaged segmenter of a run, frozen. Raises InputError when there is none."""
     if not checkpoint.exists():
         raise InputError(f"'{checkpoint}' does not exist: train the stage 'segmenter' first.")
     weights, _ = averaged_weights(checkpoint)
-    segmenter = build_segmenter(weights["final_conv.weight"].shape[1])
+    segmenter = Segmenter(weights["final_conv.weight"].shape[1])
     segmenter.load_state_dict(weights)
     return segmenter.requires_grad_(False).eval()
 
 
-def segmenter_losses(model: BasicUNet, pair: Pair, generator: torch.Generator) -> dict[str, torch.Tensor]:
-    """Dice + cross-entropy on the target or one of its sources, drawn evenly."""
+def segmenter_losses(model: nn.Module, pair: Pair, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """Dice + cross-entropy on the target or one of its sources, drawn evenly.
+
+    Small classes count more (``WEIGHTS``), else they are found late or never. Without ``smooth_nr`` the Dice term of a
+    class that the crop lacks has no gradient: every crop without a lesion would else push all lesions away.
+    """
     if pair.labels is None:
         raise InputError("The segmenter learns from simulated heads only: set data.real=null.")
     images = [pair.image, *pair.sources.values()]
     logits = model(images[choose(generator, len(images))]).float()
-    return {"segmentation": DiceCELoss(to_onehot_y=True, softmax=True)(logits, classes_of(pair.labels))}
+    weights = torch.tensor(WEIGHTS, device=logits.device)
+    loss = DiceCELoss(to_onehot_y=True, softmax=True, smooth_nr=0.0, weight=weights)
+    return {"segmentation": loss(logits, classes_of(pair.labels))}
 
 
 class SegmenterFeatures(nn.Module):
@@ -71,13 +73,13 @@ class SegmenterFeatures(nn.Module):
     The features of the first three levels are scaled to unit length at each voxel and their squared distances averaged.
     """
 
-    def __init__(self, segmenter: BasicUNet) -> None:
+    def __init__(self, segmenter: Segmenter) -> None:
         super().__init__()
         self.segmenter = segmenter
 
     def features(self, image: torch.Tensor) -> list[torch.Tensor]:
-        """(B, 1, X, Y, Z) to three maps (B, channels, X / 2^k, ...)."""
-        first = self.segmenter.conv_0(image)
+        """(B, 1, X, Y, Z) to three maps (B, channels, X / 2^k, ...), k from 1."""
+        first = self.segmenter.conv_0(pixelunshuffle(image, 3, 2))
         second = self.segmenter.down_1(first)
         return [F.normalize(f.float(), dim=1) for f in (first, second, self.segmenter.down_2(second))]
 

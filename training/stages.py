@@ -2,41 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from functools import lru_cache, partial
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from monai.networks.nets import BasicUNet
 from monai.networks.nets.autoencoderkl import AEKLResBlock
 from monai.networks.nets.diffusion_model_unet import DiffusionUNetResnetBlock
 from torch import nn
 
 from MissingModalitySynthLib.errors import InputError
+from MissingModalitySynthLib.model_package import load_package
 from MissingModalitySynthLib.networks import spade as spade_network
 from MissingModalitySynthLib.networks.first_stage import FirstStage
+from MissingModalitySynthLib.networks.segmenter import Segmenter
+from MissingModalitySynthLib.package_format import CHECKSUMS
+from MissingModalitySynthLib.segmentation import CLASSES
+from MissingModalitySynthLib.translators import METHODS
 from MissingModalitySynthLib.translators.aldm import AldmTranslator
 from MissingModalitySynthLib.translators.base import Translator
+from MissingModalitySynthLib.translators.midiffusion import MidiffusionTranslator
 from MissingModalitySynthLib.translators.regression import RegressionTranslator
 
-from . import distributed
 from .ablations import AblatedTranslator
 from .autoencoder import autoencoder_losses, build_autoencoder
-from .batches import Pair, by_number, simulated_pairs
+from .batches import Pair
 from .checkpoint import averaged_weights, load_weights, with_prefix
-from .configuration import SIMULATOR_OPTIONS, network_options, settings_of
-from .loop import train
+from .classifier import TrainedClassifier, Views, classifier_losses
+from .configuration import network_options, settings_of
+from .examples import Examples, make_examples, make_views
+from .loop import generator_at, train
 from .losses import Terms, bridge_losses, diffusion_losses, regression_losses, spade_losses
-from .segmenter import CLASSES, SegmenterFeatures, build_segmenter, load_segmenter, segmenter_losses
-from .simulation.anatomy import Anatomy, mni_anatomy, procedural_head, synthseg_anatomy
+from .midiffusion import midiffusion_losses, pseudo_source, published_losses
+from .segmenter import SegmenterFeatures, load_segmenter, segmenter_losses
 
 CHECKPOINT = "checkpoint.safetensors"
 RECOMPUTED = (AEKLResBlock, DiffusionUNetResnetBlock, spade_network._ResidualBlock)
 _MEASURED = 1 << 40  # the number of the first example that measures latents, after all that train
+# methods of a package, by stage
+METHOD_OF = {"regression": "regression", "spade": "aldm", "diffusion": "aldm", "midiffusion": "midiffusion"}
+_ZERO_SHOT = (
+    "mode",
+    "spatial_dims",
+    "steps",
+    "start",
+    "guidance",
+    "guidance_range",
+    "window",
+    "bins",
+    "conditioned",
+)
+VOXELS = {"kind": "haar", "levels": 0}  # what the regression works on, whatever the first stage of the others
 _ABLATED = ("use_spade", "use_palette", "use_denoiser")
-Examples = Callable[[int], Pair]
 
 
 class Stage(NamedTuple):
@@ -44,7 +62,7 @@ class Stage(NamedTuple):
 
     model: nn.Module
     losses: Callable[[nn.Module, Pair, torch.Generator], Terms]
-    show: Callable[[nn.Module, Pair], dict[str, torch.Tensor]]
+    show: Callable[[nn.Module, Pair], dict[str, torch.Tensor]] | None
     frozen: Sequence[nn.Module] = ()
     take_over: Callable[[Path, Examples], None] = lambda run, examples: None
 
@@ -57,10 +75,19 @@ def run_stage(stage: str, configuration: dict[str, Any], run: Path, max_minutes:
             not suit the networks; and those of :func:`~.loop.train`.
     """
     torch.manual_seed(configuration["seed"])
-    examples = make_examples(configuration, run, all_images=stage == "regression")
+    contrasts = configuration["segmenter"]["contrasts"] if stage == "segmenter" else None
+    alone = configuration["midiffusion"]["targets"] if stage == "midiffusion" else None
+    if stage == "classifier":
+        examples = make_views(configuration, run)
+    else:
+        examples = make_examples(
+            configuration, run, all_images=stage == "regression", contrasts=contrasts, targets_alone=alone
+        )
     built = build_stage(stage, configuration)
     check_shapes(configuration["data"]["shapes"], built.model)
     built.take_over(run, examples)
+    if configuration["initial"] and not (run / stage / CHECKPOINT).exists():
+        begin_with(built.model, Path(configuration["initial"]), stage)
     machine = dict(configuration["machine"])
     checkpointed = RECOMPUTED if machine.pop("gradient_checkpointing") else ()
     train(
@@ -81,9 +108,32 @@ def run_stage(stage: str, configuration: dict[str, Any], run: Path, max_minutes:
     )
 
 
+def begin_with(model: nn.Module, initial: Path, stage: str) -> None:
+    """Load what a stage begins with: the averaged weights that another run, or a package, has of the same stage.
+
+    The diffusion takes the denoiser alone; MS-SPADE and the first stage are those of its own run.
+
+    Raises:
+        InputError: there are no such weights, or they are of other networks.
+    """
+    if (initial / CHECKSUMS).exists():
+        weights = {k: v.float() for k, v in load_package(initial).weights(METHOD_OF.get(stage, stage)).items()}
+        weights = {name: tensor for name, tensor in weights.items() if name in model.state_dict()}
+    elif (path := initial / stage / CHECKPOINT).exists():
+        weights = averaged_weights(path)[0]
+    else:
+        raise InputError(f"'{initial}' ('initial') is neither a package nor a run that has trained '{stage}'.")
+    if stage == "diffusion":
+        own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("denoiser.")}
+        weights = {name: tensor for name, tensor in weights.items() if name.startswith("denoiser.")} | own
+    load_weights(model, weights, initial)
+
+
 def check_shapes(shapes: Sequence[Sequence[int]], model: nn.Module) -> None:
-    """Refuse crops that the networks of a stage cannot take. Those of the regression pad what they cannot halve."""
-    smallest = 32 if isinstance(model, BasicUNet) else 16
+    """Refuse crops that the networks of a stage cannot take."""
+    smallest = 32 if isinstance(model, Segmenter) else 16
+    if isinstance(model, MidiffusionTranslator) and model.mode == "guided":
+        smallest = model.multiple
     multiple = model.multiple if isinstance(model, AldmTranslator) else 16
     if wrong := [shape for shape in shapes if any(size < smallest or size % multiple for size in shape)]:
         raise InputError(
@@ -92,69 +142,17 @@ def check_shapes(shapes: Sequence[Sequence[int]], model: nn.Module) -> None:
         )
 
 
-@lru_cache(maxsize=1)
-def load_anatomies(folder: str | None) -> list[Anatomy]:
-    """The MNI152 tissue maps and every label map of a folder; for "procedural", a made-up head alone."""
-    if folder == "procedural":
-        return [procedural_head((96, 104, 96))]
-    paths = sorted(Path(folder).glob("training_seg_*.nii.gz")) if folder else []
-    if folder and not paths:
-        raise InputError(f"The folder '{folder}' has no label maps named training_seg_*.nii.gz.")
-    return [mni_anatomy(), *(synthseg_anatomy(path) for path in paths)]
-
-
-def make_examples(configuration: dict[str, Any], run: Path, *, all_images: bool = False) -> Examples:
-    """Training pairs by number: simulated heads, scans of the split "train" (in ``run/splits.json``), or a mixture.
-
-    ``all_images`` as in :func:`~.batches.simulated_pairs`.
-    """
-    data, modalities, seed = (configuration[key] for key in ("data", "modalities", "seed"))
-    share = data["real_share"] if data["real"] else 0.0
-    common = {key: data[key] for key in ("shapes", "pairs_per_case")} | {"device": configuration["device"]}
-    streams: list[Callable[[torch.Generator], Iterator[Pair]]] = []
-    shares = [weight for weight in (1 - share, share) if weight > 0]
-    if share < 1:
-        simulated = {key: data[key] for key in SIMULATOR_OPTIONS} | {"all_images": all_images}
-        heads = load_anatomies(data["anatomies"])
-        streams.append(lambda g: simulated_pairs(heads, g, modalities=modalities, **common, **simulated))
-    if share > 0:
-        from .data.pairs import in_memory, mixed_pairs, subject_pairs
-
-        with distributed.first_process_first():
-            subjects = real_subjects(configuration, run)["train"]
-        options = {"register": data["register"], "cache": Path(data["cache"]) if data["cache"] else None}
-        skipped: dict[str, str] = {}  # shared by the streams of all cases: a broken subject is warned about once
-        if data["kept_subjects"]:
-            options = {"load": in_memory(subjects, data["kept_subjects"], **options)}
-        options |= {"policy": data["broken"], "skipped": skipped}
-        streams.append(lambda g: subject_pairs(subjects, g, **common, **options))
-    if len(streams) == 1:
-        return by_number(streams[0], seed, data["pairs_per_case"], data["cases"])
-    in_a_row = data["pairs_per_case"]  # a case is of one stream: nothing of a head goes to waste
-    return by_number(lambda g: mixed_pairs([s(g) for s in streams], shares, g, in_a_row), seed, in_a_row, data["cases"])
-
-
-def real_subjects(configuration: dict[str, Any], run: Path) -> dict[str, list]:
-    """The scanned subjects by split, each with its contrasts among the configuration's."""
-    from .data.readers import find_subjects
-    from .data.splits import split_subjects
-    from .data.subjects import usable_subjects
-
-    data, modalities = configuration["data"], configuration["modalities"]
-    found = [
-        replace(subject, files={name: path for name, path in subject.files.items() if name in modalities})
-        for subject in find_subjects(Path(data["real"]), data["layout"])
-    ]
-    usable = usable_subjects(found, policy=data["broken"], register=data["register"])
-    return split_subjects(usable, data["splits"], configuration["seed"], run / "splits.json")
-
-
 def translator_options(method: str, configuration: dict[str, Any]) -> dict[str, Any]:
     """Keyword arguments of a method's translator, as the package will hold them."""
     networks = network_options(configuration)
     options = {"modalities": list(configuration["modalities"]), "first_stage": networks["first_stage"]}
     if method == "regression":
-        return options | {"unet": networks["regression"]}
+        return options | {"first_stage": VOXELS, "unet": networks["regression"]}
+    if method == "midiffusion":
+        own = configuration["midiffusion"]
+        unet = dict(networks["midiffusion"][own["mode"]])
+        chosen = {key: own[key] for key in _ZERO_SHOT}
+        return {"modalities": list(own["targets"]), "first_stage": unet.pop("first_stage"), "unet": unet} | chosen
     chosen = {key: configuration["diffusion"][key] for key in ("mode", "steps", "sigma", "eta")}
     return options | {"spade": networks["spade"], "denoiser": networks["denoiser"]} | chosen
 
@@ -178,10 +176,10 @@ def load_translator(method: str, configuration: dict[str, Any], run: Path) -> Tr
     Raises:
         InputError: its last stage was not trained, or with other networks.
     """
-    stage = "regression" if method == "regression" else "diffusion"
-    if stage == "regression":
-        model: Translator = RegressionTranslator(**translator_options(method, configuration))
+    if method in ("regression", "midiffusion"):
+        stage, model = method, METHODS[method](**translator_options(method, configuration))
     else:
+        stage = "diffusion"
         model = build_aldm(configuration)
         if not configuration["diffusion"]["use_denoiser"]:
             stage, model.denoiser = "spade", None
@@ -248,7 +246,7 @@ def build_stage(stage: str, configuration: dict[str, Any]) -> Stage:
 
 
 def _segmenter(configuration: dict[str, Any]) -> Stage:
-    return Stage(build_segmenter(configuration["segmenter"]["width"]), segmenter_losses, _show_segmentation)
+    return Stage(Segmenter(configuration["segmenter"]["width"]), segmenter_losses, _show_segmentation)
 
 
 def _autoencoder(configuration: dict[str, Any]) -> Stage:
@@ -257,7 +255,7 @@ def _autoencoder(configuration: dict[str, Any]) -> Stage:
     del options["optimizer_steps"]
     learned = options["perceptual_weight"] > 0 and kind == "segmenter"
     if learned:
-        options["perceptual"] = SegmenterFeatures(build_segmenter(configuration["segmenter"]["width"]))
+        options["perceptual"] = SegmenterFeatures(Segmenter(configuration["segmenter"]["width"]))
     elif options["perceptual_weight"]:
         from monai.losses import PerceptualLoss
 
@@ -322,12 +320,38 @@ def _regression(configuration: dict[str, Any]) -> Stage:
     return Stage(model, losses, _show_translation, [model.first_stage], take_over)
 
 
+def _classifier(configuration: dict[str, Any]) -> Stage:
+    options = configuration["classifier"]
+    model = TrainedClassifier(configuration["modalities"], options["width"])
+
+    def take_over(run: Path, examples: Callable[[int], Views]) -> None:
+        if not (run / "classifier" / CHECKPOINT).exists():
+            model.measure([examples(number) for number in range(options["cases"])])
+
+    return Stage(model, classifier_losses, None, take_over=take_over)
+
+
+def _midiffusion(configuration: dict[str, Any]) -> Stage:
+    options = configuration["midiffusion"]
+    model = MidiffusionTranslator(**translator_options("midiffusion", configuration))
+    if model.mode == "published":
+        return Stage(model, published_losses, _show_zero_shot)
+    model.first_stage.requires_grad_(False)
+    kept = ("latent_weight", "image_weight", "hidden_share", "artefacts")
+    losses = partial(midiffusion_losses, **{key: options[key] for key in kept})
+
+    take_over = partial(load_first_stage, model, configuration, "midiffusion")
+    return Stage(model, losses, _show_zero_shot, [model.first_stage], take_over)
+
+
 _BUILDERS: dict[str, Callable[[dict[str, Any]], Stage]] = {
     "segmenter": _segmenter,
     "autoencoder": _autoencoder,
     "spade": _spade,
     "diffusion": _diffusion,
     "regression": _regression,
+    "midiffusion": _midiffusion,
+    "classifier": _classifier,
 }
 
 
@@ -353,3 +377,12 @@ def _show_translation(model: Translator, pair: Pair) -> dict[str, torch.Tensor]:
         condition, pair.target, steps=model.default_steps, generator=generator, on_step=lambda *_: None
     )
     return pair.sources | {f"synthetic {pair.target}": model.decode(latents), pair.target: pair.image}
+
+
+def _show_zero_shot(model: MidiffusionTranslator, pair: Pair) -> dict[str, torch.Tensor]:
+    source = pseudo_source(pair.image, generator_at(0))
+    steps = min(model.default_steps, 50)
+    latents = model.sample(
+        model.describe(source), pair.target, steps=steps, generator=generator_at(1), on_step=lambda *_: None
+    )
+    return {"pseudo-source": source, f"synthetic {pair.target}": model.decode(latents), pair.target: pair.image}

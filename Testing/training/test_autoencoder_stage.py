@@ -6,9 +6,10 @@ from torch import nn
 
 from MissingModalitySynthLib.errors import InputError
 from MissingModalitySynthLib.networks.autoencoder import Codebook
+from MissingModalitySynthLib.networks.segmenter import Segmenter
 from training.autoencoder import autoencoder_losses, build_autoencoder, perplexity, revive_dead_codes
 from training.batches import Pair
-from training.segmenter import CLASSES, SegmenterFeatures, build_segmenter, classes_of, segmenter_losses
+from training.segmenter import CLASSES, WEIGHTS, SegmenterFeatures, classes_of, segmenter_losses
 from training.simulation.tissues import CLASS
 
 SMALL = {"channels": [8, 8], "latent_channels": 2, "num_res_blocks": 1, "norm_num_groups": 4}
@@ -129,14 +130,28 @@ def test_the_segmenter_needs_labels_and_its_loss_is_small_where_it_is_right():
     pair = Pair({}, "T2", smooth(0, 16), labels=labels)
     good = segmenter_losses(lambda image: right, pair, generator())["segmentation"]
     bad = segmenter_losses(lambda image: right.flip(-1), pair, generator())["segmentation"]
-    assert good < 0.8 < bad  # the Dice of absent classes is 0
+    absent = [1, 3, 4, 5]  # their Dice is 0, and pushes nowhere
+    assert good.item() == pytest.approx(sum(WEIGHTS[index] for index in absent) / len(CLASSES), abs=0.01)
+    assert bad > good + 1
     with pytest.raises(InputError, match=r"data\.real=null"):
         segmenter_losses(lambda image: right, PAIR, generator())
 
 
+def test_a_class_that_a_crop_lacks_does_not_pull_the_others():
+    logits = torch.zeros(1, len(CLASSES), 16, 16, 16, requires_grad=True)
+    labels = torch.zeros(1, 1, 16, 16, 16, dtype=torch.uint8)
+    labels[..., 8:] = CLASS["cortex"]
+    pair = Pair({}, "T2", smooth(0, 16), labels=labels)
+    segmenter_losses(lambda image: logits, pair, generator())["segmentation"].backward()
+    pushed = logits.grad.mean(dim=(0, 2, 3, 4))
+    lesion, fluid = CLASSES.index("lesion"), CLASSES.index("CSF")
+    assert pushed[lesion] == pytest.approx(pushed[fluid].item())  # neither by its weight nor by a Dice term of its own
+    assert pushed[CLASSES.index("grey matter")] < 0 < pushed[lesion]
+
+
 def test_the_perceptual_distance_is_zero_for_equal_images_and_grows_with_blur():
     torch.manual_seed(0)
-    distance = SegmenterFeatures(build_segmenter(4).eval())
+    distance = SegmenterFeatures(Segmenter(8).eval())
     image = smooth(3) + 0.3 * torch.randn(1, 1, 32, 32, 32)
 
     def blurred(width):

@@ -84,7 +84,7 @@ def test_a_setting_that_may_be_null_can_be_set_back(tmp_path):
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_is_understood(path):
     configuration = load_configuration(path)
-    assert set(network_options(configuration)) == {"first_stage", "spade", "denoiser", "regression"}
+    assert set(network_options(configuration)) == {"first_stage", "spade", "denoiser", "regression", "midiffusion"}
     assert configuration != DEFAULTS
 
 

@@ -202,6 +202,21 @@ def test_crops_are_pieces_of_the_scan_flipped_at_most_from_left_to_right(subject
     assert seen == {False, True}
 
 
+def test_artefacts_change_the_sources_alone_and_leave_the_background(subjects, cached):
+    """With the same draws until the first source, the same crop: its target is the acquired one to the bit."""
+    options = {"shapes": [(24, 24, 24)], "pairs_per_case": 1, **cached}
+    plain = next(subject_pairs(subjects, generator(3), **options))
+    again = next(subject_pairs(subjects, generator(3), artefacts=1.0, **options))
+    assert again.target == plain.target and torch.equal(again.image, plain.image)
+    for name, image in plain.sources.items():
+        changed = again.sources[name]
+        assert -1 <= changed.min() and changed.max() <= 1
+        assert torch.equal(changed[image == -1], image[image == -1])
+        assert 0.01 < (changed - image).abs().mean() < 0.5
+        inside = image > -1
+        assert torch.corrcoef(torch.stack([image[inside], changed[inside]]))[0, 1] > 0.7
+
+
 def test_scans_smaller_than_the_crop_are_padded_with_background(subjects):
     pair = next(subject_pairs(subjects, generator(), shapes=[(48, 48, 48)], **COARSE))
     assert pair.image.shape == (1, 1, 48, 48, 48)

@@ -16,12 +16,14 @@ import training
 from MissingModalitySynthLib.errors import InputError
 from MissingModalitySynthLib.model_package import load_package
 from MissingModalitySynthLib.request import Request
+from MissingModalitySynthLib.segmentation import CLASSES, segment
 from MissingModalitySynthLib.synthesis import synthesize
 from MissingModalitySynthLib.volume_io import read_volume
 from training.__main__ import main
 from training.batches import by_number, simulated_pairs
 from training.checkpoint import averaged_weights
 from training.configuration import load_configuration
+from training.examples import load_anatomies, make_examples
 from training.export import export, finite_as_float16
 from training.loop import generator_at
 from training.stages import (
@@ -29,9 +31,7 @@ from training.stages import (
     build_aldm,
     build_stage,
     check_shapes,
-    load_anatomies,
     load_translator,
-    make_examples,
     run_stage,
     whiten,
 )
@@ -74,6 +74,10 @@ def test_all_stages_export_and_synthesize(trained, tmp_path):
         result = synthesize(Request({"T1": t1}, ["FLAIR"], loaded, method=method, device="cpu"))
         assert result.volumes["FLAIR"].geometry.matches(t1.geometry)
         assert np.isfinite(result.volumes["FLAIR"].array).all()
+    assert loaded.metadata["segmenter"] == {"classes": list(CLASSES), "contrasts": None}
+    labels = segment(t1, loaded, device="cpu")
+    assert labels.geometry.matches(t1.geometry)
+    assert labels.array.max() < len(CLASSES)
     card = (package / "docs" / "README.md").read_text()
     for stage in ORDER:
         assert f"| {stage} |" in card
@@ -84,7 +88,7 @@ def test_later_stages_take_over_the_averaged_autoencoder_and_leave_it_as_it_is(t
     stages = {name: averaged_weights(trained / name / CHECKPOINT)[0] for name in ORDER}
     learned = {name: value for name, value in stages["autoencoder"].items() if name.startswith("first_stage")}
     measured = ("first_stage.latent_mean", "first_stage.latent_std")
-    for later in ("spade", "diffusion", "regression"):
+    for later in ("spade", "diffusion"):
         for name, value in learned.items():
             assert torch.equal(stages[later][name], value) is (name not in measured)
     for name, value in stages["spade"].items():
@@ -142,19 +146,19 @@ def test_an_earlier_stage_that_is_missing_is_named(tmp_path):
     with pytest.raises(InputError, match="train the stage 'spade' first"):
         run_stage("diffusion", configuration(), tmp_path)
     with pytest.raises(InputError, match="train the stage 'autoencoder' first"):
-        run_stage("regression", configuration(), tmp_path)
+        run_stage("spade", configuration(), tmp_path)
     with pytest.raises(InputError, match="nothing to train"):
         run_stage("diffusion", configuration(ablation="c"), tmp_path)
 
 
 def test_an_earlier_stage_of_other_networks_is_named(trained, tmp_path):
-    for stage in ("autoencoder", "spade"):
-        shutil.copytree(trained / stage, tmp_path / stage)
+    shutil.copytree(trained / "autoencoder", tmp_path / "autoencoder")
     with pytest.raises(InputError, match=r"autoencoder.*holds weights of other networks than the recipe's"):
-        run_stage("regression", configuration("first_stage=kl"), tmp_path)
+        run_stage("spade", configuration("first_stage=kl"), tmp_path)
+    shutil.copytree(trained / "spade", tmp_path / "spade")
     with pytest.raises(InputError, match=r"spade.*holds weights of other networks than the recipe's"):
         run_stage("diffusion", configuration("modalities=[T1, T2]"), tmp_path)
-    assert not (tmp_path / "regression").exists() and not (tmp_path / "diffusion").exists()
+    assert not (tmp_path / "diffusion").exists()
 
 
 @pytest.mark.parametrize(
@@ -213,7 +217,7 @@ def test_what_a_stage_cannot_use_is_one_sentence(tmp_path, capsys, overrides, se
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("stage", ["spade", "regression"])
+@pytest.mark.parametrize("stage", ["spade", "regression", "midiffusion"])
 @pytest.mark.parametrize("recipe", sorted(SMOKE.parent.glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_crops_of_every_recipe_suit_its_networks(recipe, stage):
     settings = load_configuration(recipe)
@@ -222,7 +226,7 @@ def test_the_crops_of_every_recipe_suit_its_networks(recipe, stage):
 
 
 def test_networks_that_cannot_be_built_are_one_sentence():
-    networks = "{first_stage: {kind: lp}, spade: {}, denoiser: {}, regression: {}}"
+    networks = "{first_stage: {kind: lp}, spade: {}, denoiser: {}, regression: {}, midiffusion: {}}"
     with pytest.raises(InputError, match=r"stage 'autoencoder' cannot be built.*Unknown first stage 'lp'"):
         build_stage("autoencoder", configuration(f"networks={networks}"))
 

@@ -14,8 +14,9 @@ from monai.transforms import Transform
 from MissingModalitySynthLib.errors import InputError, SynthesisError
 from MissingModalitySynthLib.modality import MODALITIES
 
-from ..batches import Pair, choose, draw_roles
-from ..simulation.randomness import chance
+from ..batches import GAIN_JITTER, Pair, choose, draw_roles
+from ..simulation.artefacts import acquire
+from ..simulation.randomness import chance, device_generator, uniform
 from .cache import CanonicalSubject, load_subject
 from .subjects import Subject, check_policy
 
@@ -30,6 +31,8 @@ def subject_pairs(
     pairs_per_case: int = 2,
     policy: str = "skip",
     skipped: dict[str, str] | None = None,
+    artefacts: float = 0.0,
+    targets_alone: Sequence[str] | None = None,
     device: str = "cpu",
     report: Callable[[str], None] = print,
     **options,
@@ -45,12 +48,15 @@ def subject_pairs(
         pairs_per_case: targets that are taken from one crop, each with its own sources.
         policy, skipped: what a subject that can't be loaded does, see :func:`load_each`; streams that share one
             ``skipped`` warn once for all of them.
+        artefacts: factor on what :func:`~..simulation.artefacts.acquire` does to the sources, with gains as of
+            simulated ones; 0: they stay as they were acquired.
+        targets_alone: each pair has one of these as its target, and no source; subjects have one of them or more.
         **options: ``load`` of :func:`load_each`, and options of :func:`~.cache.load_subject`.
 
     Raises:
         InputError: no subject can be used, or one can't and the policy is "stop"; a subject has a single contrast.
     """
-    if lonely := [subject.name for subject in subjects if len(subject.files) < 2]:
+    if not targets_alone and (lonely := [subject.name for subject in subjects if len(subject.files) < 2]):
         raise InputError(f"Subject '{lonely[0]}' has fewer than two contrasts: no pair can be made of it.")
     skipped = {} if skipped is None else skipped
     drawn = _drawn(subjects, generator, skipped)
@@ -58,12 +64,18 @@ def subject_pairs(
         shape = shapes[choose(generator, len(shapes))]
         images, mask = _crop(case, shape, generator)
         flip = chance(generator, 0.5)
-        roles = [draw_roles(generator, [name for name in MODALITIES if name in images]) for _ in range(pairs_per_case)]
+        names = [name for name in targets_alone or MODALITIES if name in images]
+        if targets_alone:
+            roles = [([], names[choose(generator, len(names))]) for _ in range(pairs_per_case)]
+        else:
+            roles = [draw_roles(generator, names) for _ in range(pairs_per_case)]
         if mask.mean() < _MIN_HEAD:  # of the part of the crop that is within the scan
             continue
         tensors = {name: _tensor(image[::-1] if flip else image, device) for name, image in images.items()}
         for sources, target in roles:
             chosen = {name: tensors[name] for name in sources}
+            if artefacts:
+                chosen = {name: _acquired_again(image, generator, artefacts) for name, image in chosen.items()}
             yield Pair(chosen, target, tensors[target], subject=case.name, images=tensors)
 
 
@@ -172,6 +184,14 @@ def _crop(
     box = tuple(taken)
     images = {name: np.pad(image[box], padding, constant_values=-1.0) for name, image in case.images.items()}
     return images, case.mask[box]
+
+
+def _acquired_again(image: torch.Tensor, generator: torch.Generator, artefacts: float) -> torch.Tensor:
+    """An image (1, 1, X, Y, Z) in [-1, 1] with artefacts added and its gain changed; exact background stays so."""
+    signal = (image[0, 0] + 1) / 2
+    again, _ = acquire(signal, generator, device_generator(generator, image.device), strength=artefacts)
+    gain = uniform(generator, 1 - GAIN_JITTER, 1 + GAIN_JITTER)
+    return (2 * gain * again * (signal > 0) - 1).clamp(max=1)[None, None]
 
 
 def _tensor(image: np.ndarray, device: str) -> torch.Tensor:

@@ -64,12 +64,17 @@ def same_grid(one: Geometry, other: Geometry) -> bool:
 
 
 def check_subjects(
-    subjects: Sequence[Subject], *, required: Sequence[str] = (), register: bool = False, voxels: bool = False
+    subjects: Sequence[Subject],
+    *,
+    required: Sequence[str] = (),
+    fewest: int = 2,
+    register: bool = False,
+    voxels: bool = False,
 ) -> dict[str, str]:
     """What is wrong with which subject.
 
     Found are missing, empty, truncated and otherwise unreadable files, a contrast of ``required`` that is not there,
-    fewer than two contrasts, and volumes of one subject on different grids.
+    fewer than ``fewest`` contrasts, and volumes of one subject on different grids.
 
     Args:
         required: contrasts that every subject must have.
@@ -82,7 +87,7 @@ def check_subjects(
     """
     problems = {}
     for subject in subjects:
-        if problem := _problem(subject, required, register, voxels):
+        if problem := _problem(subject, required, fewest, register, voxels):
             problems[subject.name] = f"Subject '{subject.name}' {problem}"
     return problems
 
@@ -121,11 +126,12 @@ def check_policy(policy: str) -> None:
         raise InputError(f"'{policy}' is no policy for broken subjects: use one of {', '.join(POLICIES)}.")
 
 
-def _problem(subject: Subject, required: Sequence[str], register: bool, voxels: bool) -> str | None:
+def _problem(subject: Subject, required: Sequence[str], fewest: int, register: bool, voxels: bool) -> str | None:
     if missing := [name for name in required if name not in subject.files]:
         return f"has no {' and no '.join(missing)}."
-    if len(subject.files) < 2:
-        return f"has only {' '.join(subject.files) or 'no contrast at all'}: training needs two contrasts or more."
+    if len(subject.files) < fewest:
+        needed = "two contrasts or more" if fewest > 1 else "one of the targets"
+        return f"has only {' '.join(subject.files) or 'no contrast at all'}: training needs {needed}."
     try:
         grids = {
             name: read_volume(path).geometry if voxels else read_header(path)[0] for name, path in subject.files.items()

@@ -43,6 +43,18 @@ CONFIGURATIONS: dict[str, dict[str, dict[str, Any]]] = {
             "norm_num_groups": 32,
         },
         "regression": {"features": [64, 128, 256, 512, 512, 64]},
+        # as published: 64 channels times 1, 2, 2, 2, two blocks a level, attention at a width of 16
+        "midiffusion": {
+            "guided": {"first_stage": {"kind": "haar", "levels": 2}, "features": [64, 96, 128, 256, 256, 64]},
+            "published": {
+                "first_stage": {"kind": "haar", "levels": 0},
+                "channels": [64, 128, 128, 128],
+                "attention": [False, False, False, True],
+                "num_res_blocks": 2,
+                "num_head_channels": 128,
+                "norm_num_groups": 32,
+            },
+        },
     },
     # One research GPU: a KL autoencoder whose latents keep more than three channels, shared switchable convolutions.
     "full": {
@@ -61,7 +73,18 @@ CONFIGURATIONS: dict[str, dict[str, dict[str, Any]]] = {
             "num_head_channels": 64,
             "norm_num_groups": 32,
         },
-        "regression": {"features": [64, 128, 256, 512, 512, 64]},
+        "regression": {"features": [32, 64, 128, 256, 256, 32]},
+        "midiffusion": {
+            "guided": {"first_stage": {"kind": "haar", "levels": 2}, "features": [64, 96, 128, 256, 256, 64]},
+            "published": {
+                "first_stage": {"kind": "haar", "levels": 0},
+                "channels": [64, 128, 128, 128],
+                "attention": [False, False, False, True],
+                "num_res_blocks": 2,
+                "num_head_channels": 128,
+                "norm_num_groups": 32,
+            },
+        },
     },
     # Two CPU cores, at most 16 MB as fp16. No learned first stage: nothing is lost before the second stage begins.
     "micro": {
@@ -74,7 +97,19 @@ CONFIGURATIONS: dict[str, dict[str, dict[str, Any]]] = {
             "num_head_channels": 16,
             "norm_num_groups": 8,
         },
-        "regression": {"features": [32, 64, 96, 128, 160, 32]},
+        "regression": {"features": [16, 16, 48, 96, 192, 16]},
+        "midiffusion": {
+            # two levels: the map from source to target varies slowly, and detail need not pass through the network
+            "guided": {"first_stage": {"kind": "haar", "levels": 2}, "features": [32, 48, 64, 96, 128, 32]},
+            "published": {
+                "first_stage": {"kind": "haar", "levels": 0},
+                "channels": [32, 64, 64, 64],
+                "attention": [False, False, False, True],
+                "num_res_blocks": 1,
+                "num_head_channels": 64,
+                "norm_num_groups": 8,
+            },
+        },
     },
 }
 

@@ -9,23 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-
-class InstanceNorm(nn.GroupNorm):
-    """Instance normalisation of (B, channels, X, Y, Z), as a group normalisation with one channel a group.
-
-    The function is that of ``nn.InstanceNorm3d``, but PyTorch's group normalisation keeps the memory layout (channels
-    last), which makes the convolutions around it several times faster on CPUs. Its gradient, however, is ten times
-    slower in that layout, so training takes a detour.
-    """
-
-    def __init__(self, channels: int, affine: bool = True) -> None:
-        super().__init__(channels, channels, affine=affine)
-
-    def forward(self, h: torch.Tensor) -> torch.Tensor:
-        channels_last = h.is_contiguous(memory_format=torch.channels_last_3d)
-        if not (channels_last and h.requires_grad and h.device.type == "cpu"):
-            return super().forward(h)
-        return super().forward(h.contiguous()).contiguous(memory_format=torch.channels_last_3d)
+from .norms import InstanceNorm
 
 
 class SwitchableModulation(nn.Module):

@@ -1,4 +1,4 @@
-"""The one-step baseline: a plain UNet straight from the latents of the sources to those of the target."""
+"""The one-step baseline: a plain UNet straight from the sources to the targets."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from monai.networks.nets.basic_unet import BasicUNet
+from monai.networks.nets.basic_unet import BasicUNet, UpCat
 
 from ..diffusion.samplers import OnStep
+from ..networks import norms  # noqa: F401  (makes its layers known to MONAI)
 from ..networks.configurations import build_first_stage
 from .base import Translator
 
@@ -22,7 +23,8 @@ class RegressionTranslator(Translator):
 
     Args:
         modalities: canonical names, in the order of the networks' slots.
-        first_stage: options of :func:`~..networks.configurations.build_first_stage`.
+        first_stage: options of :func:`~..networks.configurations.build_first_stage`; best the Haar stage of no level,
+            the voxels themselves: in coefficients at half the resolution a map of intensities is hard to learn.
         unet: ``features``, the six widths of MONAI's BasicUNet, multiples of eight.
     """
 
@@ -39,9 +41,12 @@ class RegressionTranslator(Translator):
             spatial_dims=3,
             in_channels=len(modalities) * (stage.channels + 1),
             out_channels=len(modalities) * stage.channels,
-            norm=("group", {"num_groups": 8}),
+            norm=("group_keeping_layout", {"num_groups": 8}),
             **unet,
         )
+        for module in self.unet.modules():
+            if isinstance(module, UpCat):
+                module.is_pad = False  # sizes are multiples of 16; to pad by nothing is a third of a training step
 
     def condition(self, latents: Mapping[str, torch.Tensor], target: str) -> torch.Tensor:
         """Slots of latents and availability channels, whatever the target: (B, M * (C + 1), x, y, z), M modalities."""

@@ -1,0 +1,164 @@
+"""MIDiffusion's training: the target alone, what stands in for the source, and the stage from start to package."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from scipy.stats import spearmanr
+
+import training
+from MissingModalitySynthLib.errors import InputError
+from MissingModalitySynthLib.request import Request
+from MissingModalitySynthLib.synthesis import synthesize
+from MissingModalitySynthLib.volume import Geometry, Volume
+from MissingModalitySynthLib.volume_io import write_volume
+from training.__main__ import main
+from training.batches import Pair
+from training.checkpoint import averaged_weights
+from training.configuration import load_configuration
+from training.data.subjects import Subject, check_subjects
+from training.examples import make_examples
+from training.export import export
+from training.loop import generator_at
+from training.midiffusion import intensity_map, midiffusion_losses, pseudo_source, published_losses
+from training.stages import CHECKPOINT, build_stage, load_translator, run_stage
+
+SMOKE = Path(training.__file__).parent / "configs" / "smoke.yaml"
+PUBLISHED = ["midiffusion.mode=published", "midiffusion.spatial_dims=2", "midiffusion.steps=2"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def configuration(*overrides):
+    return load_configuration(SMOKE, ["machine.tensorboard=false", *overrides])
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    settings = configuration("data.skull_strip=1.0")
+    return make_examples(settings, tmp_path_factory.mktemp("run"), targets_alone=["T1"])(0)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Folder of a run of the stage in miniature."""
+    run = tmp_path_factory.mktemp("runs") / "zero-shot"
+    assert main(["midiffusion", "--config", str(SMOKE), "--run", str(run), "machine.tensorboard=false"]) == 0
+    return run
+
+
+def test_the_examples_hold_the_target_and_nothing_else(pair):
+    assert (pair.target, pair.sources, set(pair.images)) == ("T1", {}, {"T1"})
+    assert torch.equal(pair.images["T1"], pair.image)
+
+
+def test_a_loss_is_the_same_whatever_sources_an_example_has(pair):
+    model = build_stage("midiffusion", configuration()).model
+    other = Pair({"T2": torch.randn_like(pair.image)}, "T1", pair.image)
+    losses = [midiffusion_losses(model, each, generator_at(5))["midiffusion"] for each in (pair, other)]
+    assert losses[0] == losses[1]
+
+
+def test_maps_of_intensities_rise_fall_or_do_neither_and_leave_no_tissue_dark():
+    kinds = {"rises": 0, "falls": 0, "neither": 0}
+    for number in range(400):
+        values = intensity_map(generator_at(number))
+        steps = values.diff()
+        kinds["rises" if (steps > 0).all() else "falls" if (steps < 0).all() else "neither"] += 1
+        assert values.min() == pytest.approx(0.05) and values.max() == pytest.approx(1.0)
+    assert 60 < kinds["rises"] < 140 and 60 < kinds["falls"] < 140 and kinds["neither"] > 150
+
+
+def test_a_pseudo_source_has_the_anatomy_and_background_of_the_target_and_contrasts_of_all_signs(pair):
+    head = pair.image > -1
+    correlations = []
+    for number in range(12):
+        source = pseudo_source(pair.image, generator_at(number), artefacts=0.0)
+        assert source.shape == pair.image.shape and source.min() >= -1 and source.max() <= 1
+        assert (source[~head] == -1).all() and (source[head] > -1).float().mean() > 0.99
+        assert torch.equal(source, pseudo_source(pair.image, generator_at(number), artefacts=0.0))
+        correlations.append(spearmanr(pair.image[head], source[head]).statistic)
+    assert min(correlations) < -0.5 and max(correlations) > 0.5
+
+
+@pytest.mark.parametrize(("overrides", "losses"), [([], midiffusion_losses), (PUBLISHED, published_losses)])
+def test_training_steps_lower_the_loss_of_a_fixed_example(pair, overrides, losses):
+    torch.manual_seed(0)
+    model = build_stage("midiffusion", configuration(*overrides)).model
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    values = []
+    for _ in range(12):
+        loss = losses(model, pair, generator_at(7))["midiffusion"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        values.append(loss.item())
+    assert values[-1] < 0.8 * values[0]
+
+
+def test_a_run_that_is_interrupted_and_resumed_equals_one_that_is_not(tmp_path):
+    settings = configuration("midiffusion.optimizer_steps=3")
+    run_stage("midiffusion", settings, tmp_path / "whole")
+    for _ in range(3):
+        run_stage("midiffusion", settings, tmp_path / "parts", max_minutes=0)
+    files = [tmp_path / run / "midiffusion" / CHECKPOINT for run in ("whole", "parts")]
+    with safe_open(files[0], "pt") as whole, safe_open(files[1], "pt") as parts:
+        assert set(whole.keys()) == set(parts.keys())
+        for name in whole.keys():
+            assert torch.equal(whole.get_tensor(name), parts.get_tensor(name)), name
+
+
+def test_the_latents_are_whitened_on_targets(trained):
+    weights = averaged_weights(trained / "midiffusion" / CHECKPOINT)[0]
+    assert weights["first_stage.latent_std"].min() > 0
+    assert not torch.equal(weights["first_stage.latent_std"], torch.ones(8))
+
+
+def test_the_published_form_trains_on_images_and_is_loaded_again(tmp_path):
+    settings = configuration(*PUBLISHED, "data.shapes=[[16, 16, 16]]")
+    run_stage("midiffusion", settings, tmp_path)
+    model = load_translator("midiffusion", settings, tmp_path)
+    assert (model.mode, model.spatial_dims, model.first_stage.factor, model.default_steps) == ("published", 2, 1, 2)
+    assert torch.equal(model.first_stage.latent_std, torch.ones(1))
+
+
+def test_a_run_becomes_a_package_that_makes_the_target_from_a_contrast_of_no_name(trained, tmp_path):
+    package = export(configuration(), trained, tmp_path / "zero-shot")
+    assert package.methods == ("midiffusion",)
+    assert (package.sources, package.targets, package.zero_shot_targets) == ((), (), ("T1",))
+    axis = np.linspace(-1, 1, 32)
+    radius = np.sqrt(sum(np.square(each) for each in np.meshgrid(axis, axis, axis, indexing="ij")))
+    head = 1000 * (radius < 0.8) * (1.2 + np.sin(7 * radius) + 0.3 * np.sin(9 * axis))
+    volume = Volume(head.astype(np.float32), Geometry((32, 32, 32), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)), "scan")
+    result = synthesize(Request({"other": volume}, ["T1"], package, method="midiffusion", device="cpu"))
+    made = result.volumes["T1"]
+    assert made.geometry.matches(volume.geometry) and np.isfinite(made.array).all() and made.array.max() > 0
+
+
+def test_weights_of_another_mode_are_not_exported(trained, tmp_path):
+    with pytest.raises(InputError, match=r"different: midiffusion\.mode"):
+        export(configuration("midiffusion.mode=published"), trained, tmp_path / "out")
+
+
+def test_scans_of_the_target_alone_are_enough(tmp_path, scan):
+    for number in range(3):
+        folder = tmp_path / "bids" / f"sub-{number}" / "anat"
+        folder.mkdir(parents=True)
+        write_volume(scan("T1"), folder / f"sub-{number}_T1w.nii.gz")
+    everyone = "data.splits={train: 1.0, validation: 0.0, test: 0.0}"
+    settings = configuration(f"data.real={tmp_path / 'bids'}", "data.shapes=[[32, 32, 32]]", everyone)
+    examples = make_examples(settings, tmp_path / "run", targets_alone=["T1"])
+    found = [examples(number) for number in range(4)]
+    assert all(each.target == "T1" and not each.sources for each in found)
+    with pytest.raises(InputError, match="two contrasts or more"):
+        make_examples(settings | {"data": settings["data"] | {"broken": "stop"}}, tmp_path / "other")
+    lonely = Subject("nobody", {})
+    assert "one of the targets" in check_subjects([lonely], fewest=1)["nobody"]
