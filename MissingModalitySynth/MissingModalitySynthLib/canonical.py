@@ -59,7 +59,7 @@ def canonical_grid(
         mask: the head on the reference's grid, where it is known already; else ``head_mask`` finds it.
     """
     grid = reference.geometry
-    axes, signs = _closest_ras_axes(grid)
+    axes, signs = closest_ras_axes(grid)
     first, last = _bounding_box(head_mask(reference.array) if mask is None else mask)
 
     size, step, start = [], [], np.zeros(3)
@@ -169,7 +169,7 @@ def check_overlap(sources: Iterable[Volume], reference: Volume) -> None:
             )
 
 
-def _closest_ras_axes(grid: Geometry) -> tuple[list[int], np.ndarray]:
+def closest_ras_axes(grid: Geometry) -> tuple[list[int], np.ndarray]:
     """For R, A, S the image axis that runs closest to it, and the sign in which it does."""
     cosines = _RAS_IN_LPS @ np.asarray(grid.direction)  # row: R, A, S; column: image axis
     axes: list[int] = [-1, -1, -1]
