@@ -7,6 +7,7 @@ import sys
 
 import psutil
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from .errors import InputError
@@ -77,6 +78,15 @@ def free_memory(device: torch.device) -> int:
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
     return psutil.virtual_memory().available
+
+
+def channels_last(module: nn.Module) -> nn.Module:
+    """The module with the weights of its convolutions, in two or three dimensions, in the layout that is fast."""
+    for parameter in module.parameters():
+        if parameter.ndim in (4, 5):
+            layout = torch.channels_last if parameter.ndim == 4 else torch.channels_last_3d
+            parameter.data = parameter.data.contiguous(memory_format=layout)
+    return module
 
 
 def keep_large_blocks() -> None:

@@ -4,6 +4,8 @@ The message of every error is one sentence that says what is wrong, with the fil
 can do something about it, what to do. Anything else that escapes is a defect of the program (exit code 1).
 """
 
+from typing import Any
+
 
 class SynthesisError(Exception):
     """Base of all errors that are meant for the user's eyes."""
@@ -45,6 +47,22 @@ class WorkerError(SynthesisError):
     """The process that computes died or does not answer."""
 
     exit_code = 8
+
+
+class DivergenceError(SynthesisError):
+    """Guided sampling that ran away from what an image can be; nothing is kept unless that was asked for.
+
+    Args:
+        step: the step at which it was found, counted from 1.
+        steps: how many there were to be.
+        last_good: latents of the target from before that step, a tensor; None if there are none.
+    """
+
+    exit_code = 9
+
+    def __init__(self, step: int, steps: int, last_good: Any = None) -> None:
+        super().__init__(f"The guidance diverged at step {step} of {steps}; choose more steps, or another method.")
+        self.step, self.steps, self.last_good = step, steps, last_good
 
 
 class Cancelled(SynthesisError):

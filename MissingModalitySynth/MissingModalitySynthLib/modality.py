@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from .errors import InputError
 
 MODALITIES = ("T1", "T1ce", "T2", "FLAIR", "PD")
+OTHER = "other"  # a source whose contrast is unknown, or none of these; never a target
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ DISPLAY: Mapping[str, Display] = {
     "T2": Display("T2-weighted", (1.0, 99.0)),
     "FLAIR": Display("T2-weighted FLAIR", (1.0, 99.7)),
     "PD": Display("proton-density-weighted"),
+    OTHER: Display("unlisted contrast"),
 }
 
 # Aliases are compared in lower case with everything but letters and digits left out: "T1-Gd" is "t1gd".
@@ -94,12 +96,37 @@ def canonical_name(text: str) -> str:
     Raises:
         InputError: the name is unknown; the message lists the known ones.
     """
+    name = _named(text)
+    if name is None:
+        raise InputError(f"'{text}' is not a known contrast: use one of {', '.join(MODALITIES)}.")
+    return name
+
+
+def source_name(text: str) -> str:
+    """As :func:`canonical_name`, for a source, which may also be ``OTHER``: of unknown or of no listed contrast.
+
+    Raises:
+        InputError: the name is neither known nor ``OTHER``.
+    """
+    name = OTHER if text.strip().lower() == OTHER else _named(text)
+    if name is None:
+        raise InputError(
+            f"'{text}' is not a known contrast: use one of {', '.join(MODALITIES)}, or '{OTHER}' for any that is none "
+            "of these."
+        )
+    return name
+
+
+def shown_name(name: str) -> str:
+    """How a contrast is called in names and sentences: as it is, and ``OTHER`` in words."""
+    return DISPLAY[OTHER].title if name == OTHER else name
+
+
+def _named(text: str) -> str | None:
     key = re.sub(r"[^a-z0-9]", "", text.lower().replace("*", "star"))
     if text.rstrip().endswith("+"):
         key += "ce"
-    if key not in _CANONICAL:
-        raise InputError(f"'{text}' is not a known contrast: use one of {', '.join(MODALITIES)}.")
-    return _CANONICAL[key]
+    return _CANONICAL.get(key)
 
 
 def guess_modality(name_or_path: str | os.PathLike | None = None, dicom: Mapping | None = None) -> str | None:

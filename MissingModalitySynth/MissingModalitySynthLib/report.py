@@ -26,7 +26,7 @@ import numpy as np
 from . import NOTICE
 from .errors import InputError, OutputError
 from .metrics import compare, scale_to_target
-from .modality import DISPLAY
+from .modality import DISPLAY, shown_name
 from .slice_images import MARK_COLOR, PLANES, DisplayGrid, Panel, View, color_table
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ def _prepare(
     def show(role: str, modality: str) -> Panel:
         levels = grid.levels(arrays[role, modality], *window(role, modality))
         made = "synthetic" if role == "synthetic" else "acquired"
-        return Panel(f"{modality}, {made}", levels, marked=role == "synthetic")
+        return Panel(f"{shown_name(modality)}, {made}", levels, marked=role == "synthetic")
 
     def show_map(title: str, fraction: np.ndarray) -> Panel:
         inside = fraction[fraction > 0]
@@ -198,7 +198,9 @@ def _prepare(
             rows[modality].append(show_map("Absolute difference", difference))
             metrics[f"{modality}, synthetic"] = compare(array, target, mask)
             for source in sources:
-                metrics[f"{source}, acquired, in place of {modality}"] = compare(arrays["source", source], target, mask)
+                metrics[f"{shown_name(source)}, acquired, in place of {modality}"] = compare(
+                    arrays["source", source], target, mask
+                )
         if modality in deviation:
             low, high = window("synthetic", modality)
             spread = _on_grid(deviation[modality], geometry) / max(high - low, 1e-6)
@@ -211,7 +213,9 @@ def _prepare(
         sections = [("", shared + [panel for row in rows.values() for panel in row])]
 
     made = {"source": "Source", "synthetic": "Synthetic", "acquired": "Acquired"}
-    facts = {f"{made[role]} {modality}": volume.name or "unnamed" for (role, modality), volume in volumes.items()}
+    facts = {
+        f"{made[role]} {shown_name(modality)}": volume.name or "unnamed" for (role, modality), volume in volumes.items()
+    }
     size, spacing = " × ".join(map(str, geometry.size)), " × ".join(f"{mm:.4g}" for mm in geometry.spacing)
     facts["Grid"] = f"{size} voxels of {spacing} mm"
     if grid.angle > 1:
@@ -220,7 +224,7 @@ def _prepare(
 
 
 def _title(sources: Mapping[str, Volume], targets: Sequence[str] | Mapping[str, Volume]) -> str:
-    return "Synthetic " + ", ".join(targets) + (f" from {', '.join(sources)}" if sources else "")
+    return "Synthetic " + ", ".join(targets) + (f" from {', '.join(map(shown_name, sources))}" if sources else "")
 
 
 def _on_grid(volume: Volume, geometry: Geometry) -> np.ndarray:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from .canonical import check_overlap
 from .errors import InputError, ModelPackageError
-from .modality import canonical_name
+from .modality import OTHER, canonical_name, shown_name, source_name
 from .model_package import ModelPackage
+from .package_format import ZERO_SHOT
 from .volume import Volume, check_usable
 
 
@@ -17,15 +18,18 @@ class Request:
     """What is to be made from what.
 
     Attributes:
-        sources: acquired volumes of one patient in one frame, by modality; any grids.
+        sources: acquired volumes of one patient in one frame, by modality; any grids. The method ``ZERO_SHOT`` takes
+            one of any modality, also ``OTHER``.
         targets: modalities to make, none of them a source.
         package: the model.
         reference: the volume on whose grid the results are; the first source by default.
-        method: one of the package's methods; its default if None.
+        method: one of the package's methods; if None its default, or the one that knows the sources' modalities.
         steps: evaluations of the denoiser; the method's default if None.
         samples: with more than one, the result is their mean, and their standard deviation is returned too.
         seed: equal requests with equal seeds give equal voxels on the same machine.
         device: see :func:`~.device.choose_device`.
+        keep_last_good: where guidance diverges, the result is the last good estimate, and a notice and the provenance
+            say so; else it is an error.
     """
 
     sources: Mapping[str, Volume]
@@ -37,6 +41,7 @@ class Request:
     samples: int = 1
     seed: int = 0
     device: str = "auto"
+    keep_last_good: bool = False
 
 
 def checked(request: Request) -> Request:
@@ -45,36 +50,34 @@ def checked(request: Request) -> Request:
     Raises:
         InputError: for volumes, modalities or options that cannot be used.
         GeometryError: when the sources do not show the same part of the patient.
-        ModelPackageError: when the package has no such method.
+        ModelPackageError: when the package has no such method, for example no paired or no zero-shot one.
     """
     package = request.package
     if not request.sources:
         raise InputError("At least one source volume is needed.")
     if not request.targets:
-        raise InputError(f"At least one target is needed; the package '{package.name}' makes {_list(package.targets)}.")
+        makes = dict.fromkeys((*package.targets, *package.zero_shot_targets))
+        raise InputError(f"At least one target is needed; the package '{package.name}' makes {_list(makes)}.")
     sources: dict[str, Volume] = {}
-    for name, volume in request.sources.items():
-        if canonical_name(name) in sources:
-            raise InputError(f"{canonical_name(name)} is given twice as a source; choose one of its volumes.")
-        sources[canonical_name(name)] = volume
+    for given, volume in request.sources.items():
+        name = source_name(given)
+        if name in sources:
+            raise InputError(f"{shown_name(name)} is given twice as a source; choose one of its volumes.")
+        sources[name] = volume
     targets = tuple(dict.fromkeys(canonical_name(name) for name in request.targets))
-    method = request.method or package.default_method
-    if method not in package.methods:
-        raise ModelPackageError(
-            f"The package '{package.name}' has no method '{method}', only {_list(package.methods)}."
-        )
-    for name in sources:
-        if name not in package.sources:
-            raise InputError(
-                f"The package '{package.name}' cannot start from {name}, only from {_list(package.sources)}."
-            )
+    method = request.method or package.method_for(sources)
+    _check_method(package, method, tuple(sources))
     for name in targets:
         if name in sources:
             raise InputError(
                 f"{name} is both a source and a target; it is acquired already, so leave it out of the targets."
             )
-        if name not in package.targets:
-            raise InputError(f"The package '{package.name}' cannot make {name}, only {_list(package.targets)}.")
+        if name not in package.targets_of(method):
+            others = [each for each in package.methods if name in package.targets_of(each)]
+            advice = f" by the method '{method}'; the method '{others[0]}' can" if others else ""
+            raise InputError(
+                f"The package '{package.name}' cannot make {name}, only {_list(package.targets_of(method))}{advice}."
+            )
     for option, value, limit in (("steps", request.steps, 1000), ("samples", request.samples, 100)):
         if value is not None and not 1 <= value <= limit:
             raise InputError(f"The number of {option} must be between 1 and {limit}, not {value}.")
@@ -87,5 +90,29 @@ def checked(request: Request) -> Request:
     return replace(request, sources=sources, targets=targets, reference=reference, method=method)
 
 
-def _list(names: Sequence[str]) -> str:
+def _check_method(package: ModelPackage, method: str, sources: Sequence[str]) -> None:
+    if method not in package.methods:
+        advice = "choose one of these, or another package"
+        if method == ZERO_SHOT:
+            advice = f"choose one of these for a source that is {_list(package.sources)}, or a zero-shot package"
+        elif package.methods == (ZERO_SHOT,):
+            advice = "it was trained on its targets alone; choose that, or a package with paired methods"
+        raise ModelPackageError(
+            f"The package '{package.name}' has no method '{method}', only {_list(package.methods)}: {advice}."
+        )
+    if method == ZERO_SHOT:
+        if len(sources) > 1:
+            names = _list([shown_name(name) for name in sources])
+            raise InputError(f"The method '{ZERO_SHOT}' starts from one source, not from {names}: choose one of them.")
+        return
+    for name in sources:
+        if name not in package.sources:
+            known = f"only from {_list(package.sources)}"
+            advice = f"; a package with the method '{ZERO_SHOT}' starts from any contrast" if name == OTHER else ""
+            if ZERO_SHOT in package.methods:
+                advice = f" by the method '{method}'; the method '{ZERO_SHOT}' starts from any contrast"
+            raise InputError(f"The package '{package.name}' cannot start from {shown_name(name)}, {known}{advice}.")
+
+
+def _list(names: Iterable[str]) -> str:
     return ", ".join(names)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, NamedTuple
 from zlib import crc32
 
 import numpy as np
@@ -17,16 +17,20 @@ from scipy import ndimage
 from . import NOTICE, __version__
 from .canonical import CanonicalGrid, canonical_grid, from_canonical, to_canonical
 from .decoding import decode
-from .device import CPU, autocast_dtype, choose_device, free_memory, is_out_of_memory
-from .errors import ModelPackageError, OutOfMemoryError
-from .intensity import IntensityRange, head_mask, normalise, unscale
+from .device import CPU, autocast_dtype, channels_last, choose_device, free_memory, is_out_of_memory
+from .errors import DivergenceError, InputError, ModelPackageError, OutOfMemoryError
+from .input_range import range_warnings
+from .intensity import IntensityRange, head_mask, neighbour_information, normalise, unscale
+from .modality import shown_name
 from .model_package import ModelPackage
+from .package_format import ZERO_SHOT
 from .progress import Progress, Run
 from .request import Request, checked
 from .translators import Translator, build_translator
 from .volume import Volume
 
 _INSIDE = 0.1  # share of the head in a voxel; below, splines only ring around it
+_ANATOMY = 0.01  # nats of neighbour_information; noise has below 0.005, a scan of SNR 5 has 0.02
 _MASK_MARGIN = 1  # voxels kept around the head, where the target may be brighter than the source
 
 
@@ -54,6 +58,7 @@ def synthesize(
     request: Request,
     progress: Callable[[Progress], None] = lambda _: None,
     cancelled: Callable[[], bool] = lambda: False,
+    warn: Callable[[str], None] = lambda _: None,
 ) -> Result:
     """Make the requested targets.
 
@@ -61,12 +66,15 @@ def synthesize(
         request: see :class:`Request`.
         progress: called at the beginning of every stage and step.
         cancelled: asked at the same moments; the run stops when it returns true.
+        warn: called, before anything is synthesized, with each sentence on a source that is unlike the training; the
+            result has them too, in its notices and in the provenance.
 
     Raises:
         InputError: for volumes, modalities or options that cannot be used.
         GeometryError: when the sources do not show the same part of the patient.
         ModelPackageError: when the package is damaged or cannot do what is asked.
         OutOfMemoryError: when neither the device nor the CPU has the memory.
+        DivergenceError: when guidance ran away, and the last good estimate is not wanted or there is none.
         Cancelled: when ``cancelled`` returned true.
     """
     request = checked(request)
@@ -77,6 +85,10 @@ def synthesize(
         translator = load_translator(request.package, request.method)
     with run.stage("prepare"):
         prepared = _prepare(request, translator.multiple)
+        warnings = range_warnings(request.package, request.sources, prepared.images, prepared.grid.geometry.spacing)
+    for sentence in warnings:
+        warn(sentence)
+    notices += warnings
     try:
         with _within_memory(translator, prepared.grid, device):
             made = _translate(request, translator, prepared, device, run, notices)
@@ -92,15 +104,21 @@ def synthesize(
         notices.append("T1ce: the sources do not show the uptake of contrast agent; enhancement, or none, is a guess.")
     volumes, deviations = {}, {}
     with run.stage("native grid"):
-        for target, (mean, deviation) in made.items():
+        for target, (mean, deviation, _) in made.items():
             volumes[target] = _to_native(mean, target, request, prepared)
             if deviation is not None:  # 0 in [0, 2] is 0 in the source's units, as -1 in [-1, 1] is
                 name = f"{target} standard deviation"
                 deviations[target] = _to_native(deviation - 1, name, request, prepared)
+    provenance = {target: _provenance(request, target, translator, device) for target in request.targets}
+    for target, record in provenance.items():
+        if warnings:
+            record["warnings"] = warnings
+        if made[target].diverged is not None:
+            record["diverged_at_step"] = made[target].diverged
     return Result(
         volumes=volumes,
         deviations=deviations,
-        provenance={target: _provenance(request, target, translator, device) for target in request.targets},
+        provenance=provenance,
         seconds=run.seconds,
         notices=tuple(dict.fromkeys(notices)),
     )
@@ -117,6 +135,15 @@ class _Prepared:
     native_mask: np.ndarray
 
 
+class _Made(NamedTuple):
+    """Mean and standard deviation (samples > 1) in [-1, 1] on the canonical grid; the step before which guidance
+    diverged, where what it had reached was kept."""
+
+    mean: np.ndarray
+    deviation: np.ndarray | None
+    diverged: int | None
+
+
 _loaded: dict[tuple[str, str], Translator] = {}
 
 
@@ -131,12 +158,13 @@ def load_translator(package: ModelPackage, method: str) -> Translator:
         configuration, weights = package.configuration(method), package.weights(method)
         _loaded.clear()
         translator = build_translator(method, configuration, weights)
-        if unknown := {*package.sources, *package.targets} - {*translator.modalities}:
+        promised = {*package.targets_of(method), *(() if method == ZERO_SHOT else package.sources)}
+        if unknown := promised - {*translator.modalities}:
             raise ModelPackageError(
                 f"The package '{package.name}' promises {', '.join(sorted(unknown))}, which its method '{method}' "
                 "does not know; ask its makers for a corrected one."
             )
-        _loaded[key] = translator.to(memory_format=torch.channels_last_3d)
+        _loaded[key] = channels_last(translator)
     return _loaded[key]
 
 
@@ -149,6 +177,8 @@ def _prepare(request: Request, multiple: int) -> _Prepared:
     intensities = None
     percentiles = request.package.metadata["percentiles"]
     for modality, volume in request.sources.items():
+        if request.method == ZERO_SHOT:  # the others know how their sources look, see input_range
+            _check_anatomy(volume, head if volume is reference else head_mask(volume.array))
         array = to_canonical(volume, grid)
         image, found = normalise(array, *percentiles)
         if intensities is None or volume is reference:
@@ -159,6 +189,14 @@ def _prepare(request: Request, multiple: int) -> _Prepared:
     mask = ndimage.binary_dilation(mask, iterations=_MASK_MARGIN)
     native_mask = from_canonical(mask, grid).array > _INSIDE
     return _Prepared(grid, images, intensities, mask, native_mask)
+
+
+def _check_anatomy(volume: Volume, head: np.ndarray) -> None:
+    if neighbour_information(volume.array, head, volume.geometry.spacing) < _ANATOMY:
+        raise InputError(
+            f"'{volume.name}' shows no anatomy that could guide the method '{ZERO_SHOT}', as its head is constant or "
+            "noise; check that it is the volume you meant."
+        )
 
 
 @contextmanager
@@ -184,7 +222,7 @@ def _within_memory(translator: Translator, grid: CanonicalGrid, device: torch.de
         raise OutOfMemoryError(message) from error
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not in inference mode, which takes gradients for guidance from a translator for good
 def _translate(
     request: Request,
     translator: Translator,
@@ -192,8 +230,7 @@ def _translate(
     device: torch.device,
     run: Run,
     notices: list[str],
-) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
-    """Mean and standard deviation (samples > 1) of every target, in [-1, 1] on the canonical grid."""
+) -> dict[str, _Made]:
     dtype = autocast_dtype(device)
     translator.to(device)
     samples = request.samples if translator.stochastic else 1
@@ -208,13 +245,19 @@ def _translate(
         for target in request.targets:
             with run.stage("condition", target):
                 condition = translator.condition(latents, target)
-            total, total_square = 0.0, 0.0
+            total, total_square, diverged = 0.0, 0.0, None
             for sample in range(samples):
                 generator = torch.Generator().manual_seed(crc32(f"{request.seed} {target} {sample}".encode()))
                 with run.stage("sample", target):
-                    result = translator.sample(
-                        condition, target, steps=steps, generator=generator, on_step=run.on_step(target)
-                    )
+                    on_step = run.on_step(target)
+                    try:
+                        result = translator.sample(condition, target, steps=steps, generator=generator, on_step=on_step)
+                    except DivergenceError as error:
+                        if not request.keep_last_good or error.last_good is None:
+                            raise
+                        result = error.last_good
+                        diverged = min(error.step, diverged or error.step)
+                        notices.append(f"{target}: {str(error).partition(';')[0]}; the last good estimate was kept.")
                 with run.stage("decode", target):
                     image = decode(translator, result, free_memory(device), notices)
                     image = image[0, 0].float().clamp(-1, 1).cpu().numpy()
@@ -225,7 +268,7 @@ def _translate(
             if samples > 1:
                 variance = (total_square - samples * mean**2) / (samples - 1)
                 deviation = np.sqrt(np.maximum(variance, 0)).astype(np.float32)
-            made[target] = (mean.astype(np.float32), deviation)
+            made[target] = _Made(mean.astype(np.float32), deviation, diverged)
     return made
 
 
@@ -233,7 +276,7 @@ def _to_native(values: np.ndarray, what: str, request: Request, prepared: _Prepa
     """From [-1, 1] on the canonical grid to the reference's units on its grid."""
     array = np.where(prepared.mask, unscale(values, prepared.intensities), 0)
     native = from_canonical(array, prepared.grid).array * prepared.native_mask
-    name = f"{what} (synthetic from {' + '.join(request.sources)})"
+    name = f"{what} (synthetic from {' + '.join(map(shown_name, request.sources))})"
     return Volume(native, request.reference.geometry, name)
 
 

@@ -57,7 +57,7 @@ def translate(translator, sources, target, steps=2, seed=0, on_step=no_report):
     return translator.decode(latents)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", CONFIGURATIONS)
 def test_any_non_empty_set_of_sources_makes_any_other_target(method):
     translator = build(method)
     for target in MODALITIES:
@@ -68,7 +68,7 @@ def test_any_non_empty_set_of_sources_makes_any_other_target(method):
         assert not any(torch.allclose(a, b, atol=1e-3) for a, b in combinations(results, 2))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", CONFIGURATIONS)
 def test_the_order_in_which_sources_are_given_does_not_matter(method):
     translator = build(method)
     expected = translate(translator, images("T1", "T2", size=SIZE[method]), "FLAIR")
@@ -76,14 +76,14 @@ def test_the_order_in_which_sources_are_given_does_not_matter(method):
     torch.testing.assert_close(swapped, expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", CONFIGURATIONS)
 def test_the_target_switches_the_result(method):
     translator = build(method)
     a, b = (translate(translator, images("T1", size=SIZE[method]), target) for target in ("T2", "FLAIR"))
     assert (a - b).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", CONFIGURATIONS)
 def test_axes_of_any_allowed_length_work(method):
     translator = build(method)
     size = tuple(count * translator.multiple for count in (1, 3, 2))
@@ -144,7 +144,7 @@ def test_the_denoiser_is_asked_at_the_times_it_was_trained_for(options, times):
     assert seen == times
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", CONFIGURATIONS)
 def test_every_step_is_announced_before_it_is_taken(method):
     steps = []
     translate(
@@ -157,7 +157,7 @@ def test_every_step_is_announced_before_it_is_taken(method):
     assert steps == ([(0, 3), (1, 3), (2, 3)] if METHODS[method].iterative else [(0, 1)])
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", CONFIGURATIONS)
 def test_a_translator_survives_the_way_through_its_weights(method):
     translator = build(method)
     translator.first_stage.whiten_on(images("T1")["T1"])
@@ -188,7 +188,7 @@ def damaged(method, how):
 
 
 @pytest.mark.parametrize("how", ["missing tensor", "additional tensor", "other shape"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", CONFIGURATIONS)
 def test_weights_that_do_not_fit_are_refused(method, how):
     with pytest.raises(ModelPackageError, match=f"method '{method}' do not fit"):
         build_translator(method, CONFIGURATIONS[method], damaged(method, how))

@@ -71,6 +71,7 @@ def ddpm(
     alpha_bar: torch.Tensor,
     *,
     steps: int | None = None,
+    large: bool = False,
     generator: torch.Generator,
     on_step: OnStep = no_report,
 ) -> torch.Tensor:
@@ -83,6 +84,7 @@ def ddpm(
 
     Args:
         steps: number of evaluations, all T by default; fewer skip times (Nichol & Dhariwal 2021, section 4).
+        large: the variance is 1 - a_t/a_s instead ("fixed large", the other end of what Ho et al. allow).
         predict, x, alpha_bar, generator, on_step: as in :func:`ddim`.
 
     Returns:
@@ -98,5 +100,5 @@ def ddpm(
         x = (a_next**0.5 * (1 - ratio) * clean + ratio**0.5 * (1 - a_next) * x) / (1 - a)
         variance = (1 - a_next) / (1 - a) * (1 - ratio)
         if variance > 0:
-            x = x + variance**0.5 * gaussian(x, generator)
+            x = x + (1 - ratio if large else variance) ** 0.5 * gaussian(x, generator)
     return x

@@ -26,7 +26,8 @@ def alphas_cumprod(schedule: str = "scaled_linear_beta", num_steps: int = 1000, 
         raise ValueError(f"Unknown noise schedule '{schedule}'; known are {', '.join(SCHEDULES)}.")
     if schedule == "scaled_linear_beta":
         options = {"beta_start": 0.0015, "beta_end": 0.0195, **options}
-    betas = NoiseSchedules[schedule](num_steps, **options)
+    with torch.device("cpu"):  # a table of numbers, wherever the networks are built
+        betas = NoiseSchedules[schedule](num_steps, **options)
     if isinstance(betas, tuple):  # MONAI's cosine schedule returns betas, alphas and their products
         betas = betas[0]
     return torch.cumprod(1.0 - betas.double(), dim=0)

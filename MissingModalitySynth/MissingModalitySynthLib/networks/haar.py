@@ -16,7 +16,7 @@ class HaarFirstStage(FirstStage):
     whitening is the squared error of the image.
 
     Args:
-        levels: 1 (8 channels, factor 2) or 2 (64 channels, factor 4).
+        levels: 0 (the image itself), 1 (8 channels, factor 2) or 2 (64 channels, factor 4).
     """
 
     def __init__(self, levels: int = 1) -> None:

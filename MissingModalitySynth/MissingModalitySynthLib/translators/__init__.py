@@ -10,11 +10,13 @@ import torch
 from ..errors import ModelPackageError
 from .aldm import AldmTranslator
 from .base import Translator
+from .midiffusion import MidiffusionTranslator
 from .regression import RegressionTranslator
 
 METHODS: dict[str, type[Translator]] = {
     AldmTranslator.method: AldmTranslator,
     RegressionTranslator.method: RegressionTranslator,
+    MidiffusionTranslator.method: MidiffusionTranslator,
 }
 
 

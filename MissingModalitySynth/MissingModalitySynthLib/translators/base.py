@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -54,12 +55,12 @@ class Translator(nn.Module, ABC):
         return {modality: self.first_stage.encode(image) for modality, image in images.items()}
 
     @abstractmethod
-    def condition(self, latents: Mapping[str, torch.Tensor], target: str) -> torch.Tensor:
+    def condition(self, latents: Mapping[str, torch.Tensor], target: str) -> Any:
         """What the sampler is told about the sources: latents of any non-empty set of them, for one target."""
 
     @abstractmethod
     def sample(
-        self, condition: torch.Tensor, target: str, *, steps: int, generator: torch.Generator, on_step: OnStep
+        self, condition: Any, target: str, *, steps: int, generator: torch.Generator, on_step: OnStep
     ) -> torch.Tensor:
         """Latents of the target. ``on_step(done, steps)`` is called before every step and may raise to stop."""
 

@@ -1,0 +1,307 @@
+"""MIDiffusion (Wang et al. 2023, 2024): zero-shot translation. The networks know the target alone; the source, of any
+contrast, reaches them through local mutual information, which one-to-one maps of intensity do not change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from monai.networks.nets.basic_unet import BasicUNet
+from monai.networks.nets.diffusion_model_unet import DiffusionModelUNet
+from monai.networks.utils import pixelunshuffle
+from torch import nn
+from torch.nn import functional as F
+
+from ..diffusion.guidance import descending_times, sample_guided, towards_information
+from ..diffusion.mutual_information import PUBLISHED, local_mutual_information, self_information
+from ..diffusion.samplers import OnStep, ddpm, gaussian
+from ..diffusion.schedules import add_noise, alphas_cumprod
+from ..errors import InputError
+from ..intensity import head_mask
+from ..networks.configurations import build_first_stage
+from .base import Translator
+
+MODES = ("guided", "published")
+SCHEDULES = {"guided": {"schedule": "cosine"}, "published": {"schedule": "linear_beta"}}
+# Windows that a window is compared with, in blocks of COARSE voxels: itself, and its neighbours along the axes.
+OFFSETS = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))
+SELF_WINDOW, SELF_STRIDE = 5, 2  # in blocks
+RANKED = 4096
+KNOTS = 8  # levels of the source's ranks, and knots of their map to the target's intensities
+STRIDE = 4  # of the windows' centres in the image where the gradient is asked for
+NO_STRUCTURE = 0.02  # nats: what neighbouring windows of a constant image or of noise share, and less
+COARSE = 2  # voxels of the image along each axis whose mean is compared
+SLICES = 16  # that are computed at once
+
+
+class Condition(NamedTuple):
+    """What the sampler is told about a source.
+
+    Attributes:
+        channels: what the UNet sees beside the noisy state, whatever that is.
+        image: as acquired, (B, 1, X, Y, Z) in [-1, 1], or its slices (N, 1, X, Y).
+        ranks, mask: the ranks of the intensities in the head, in [-1, 1], and the head, bool; ``guided`` alone, as
+        hats: (B, KNOTS, X, Y, Z), how near a rank is to each of KNOTS even places in [-1, 1]: weights of a linear
+            interpolation between them, 0 outside of the head.
+    """
+
+    channels: torch.Tensor
+    image: torch.Tensor
+    ranks: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+    hats: torch.Tensor | None = None
+
+    def hidden(self) -> Condition:
+        """The same, but nothing of the source reaches the UNet: all that it could know is 0."""
+        return self._replace(channels=torch.zeros_like(self.channels), hats=torch.zeros_like(self.hats))
+
+
+def ranks(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Intensities (1, 1, X, Y, Z) to their ranks in the mask, in [-1, 1]; 0 outside.
+
+    Increasing maps of the intensities change nothing, and decreasing ones the sign alone. The ranks are those among
+    about RANKED voxels of the mask.
+    """
+    inside = image[mask]
+    table = inside[:: max(len(inside) // RANKED, 1)].sort().values
+    below, upto = (torch.searchsorted(table, inside, right=right) for right in (False, True))
+    result = torch.zeros_like(image)
+    result[mask] = ((below + upto) / len(table) - 1).to(image.dtype)
+    return result
+
+
+def _hats(ranked: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    places = torch.arange(KNOTS, device=ranked.device).view(-1, 1, 1, 1)
+    return (1 - ((ranked + 1) / 2 * (KNOTS - 1) - places).abs()).clamp_min(0) * mask
+
+
+def slices_of(image: torch.Tensor) -> torch.Tensor:
+    """(B, 1, X, Y, Z) to its slices across the axis S, (Z B, 1, X, Y)."""
+    return image.movedim(-1, 0).flatten(0, 1)
+
+
+class MidiffusionTranslator(Translator):
+    """One source of any contrast to the targets that the networks have learned.
+
+    ``published``: images without a first stage, whole or slice by slice across the axis S. The UNet predicts the noise
+    from [x_t, LMI(source, x_t), LMI(source, source)] and is sampled by DDPM from pure noise, T = 1000, beta linear from
+    1e-4 to 0.02, variance "fixed large" (Wang et al. 2024).
+
+    ``guided``: in the latents of the first stage. Intensities of the source are replaced by their ranks, which no
+    increasing map changes, and the UNet is shown one level of them after the other, so that an inverted source gives
+    the same result, and a map that swaps levels nearly so. It sees :func:`self_information` as well, and each estimate
+    is pulled towards the source by the gradient of the local mutual information (``diffusion/guidance.py``).
+
+    Args:
+        modalities: the targets, in the order of the networks' indices. The source's name is not known to the networks.
+        first_stage: options of :func:`~..networks.configurations.build_first_stage`.
+        unet: ``guided``: ``features`` of MONAI's BasicUNet, which learns time and target from constant channels;
+            ``published``: ``channels``, ``attention`` and other options of MONAI's DiffusionModelUNet.
+        mode: one of :data:`MODES`, for which the UNet was trained.
+        spatial_dims: 3, or 2 for slices (``published`` only).
+        steps: default number of steps.
+        start: where the sampler begins, as a fraction of time: 1 at pure noise, less at the noised source.
+        guidance: RMS change of each clean estimate by the pull, in intensities of [-1, 1] over the head; 0: none.
+        guidance_range: fractions of time between which there is a pull.
+        window, bins: of its local mutual information.
+        conditioned: False hides the source from the UNet; without guidance and from ``start`` < 1 this is SDEdit.
+    """
+
+    method = "midiffusion"
+    iterative = True
+    stochastic = True
+
+    def __init__(
+        self,
+        modalities: Sequence[str],
+        first_stage: Mapping[str, Any],
+        unet: Mapping[str, Any],
+        mode: str = "guided",
+        spatial_dims: int = 3,
+        steps: int = 4,
+        start: float = 1.0,
+        guidance: float = 0.02,
+        guidance_range: Sequence[float] = (0.2, 0.8),
+        window: int = 7,
+        bins: int = 8,
+        conditioned: bool = True,
+    ) -> None:
+        if mode not in MODES or (mode == "guided" and spatial_dims != 3):
+            raise ValueError(f"No mode '{mode}' in {spatial_dims} dimensions: guided works in 3, published in 2 and 3.")
+        if not 0 < start <= 1:
+            raise ValueError(f"The start must be a fraction of time above 0 and up to 1, not {start}.")
+        stage = build_first_stage(first_stage)
+        options = dict(unet)
+        if mode == "guided":
+            super().__init__(modalities, stage, network_factor=16, width=3 * options["features"][0])
+            width = options["features"][0]
+            self.level = nn.Conv3d(stage.factor**3, width, kernel_size=3, padding=1)
+            told = stage.channels + 1 + len(OFFSETS) + 2 + len(modalities)
+            self.state = nn.Conv3d(told, width, kernel_size=3, padding=1)
+            norm = ("group", {"num_groups": 8})
+            self.unet = BasicUNet(3, in_channels=width, out_channels=1 + stage.channels, norm=norm, **options)
+            # logarithm of how far the targets are from what the source tells of them, by channel of the latents
+            self.log_spread = nn.Parameter(torch.full((stage.channels,), -0.7))
+        else:
+            super().__init__(modalities, stage, 2 ** (len(options["channels"]) - 1), options["channels"][0])
+            self.unet = DiffusionModelUNet(
+                spatial_dims=spatial_dims,
+                in_channels=3,
+                out_channels=1,
+                channels=tuple(options.pop("channels")),
+                attention_levels=tuple(options.pop("attention")),
+                num_class_embeds=len(modalities),
+                use_flash_attention=True,
+                **options,
+            )
+        self.mode, self.spatial_dims = mode, spatial_dims
+        self.default_steps = steps
+        self.start, self.conditioned = start, conditioned
+        self.guidance, self.guidance_range = guidance, tuple(guidance_range)
+        self.window, self.bins = window, bins
+        with torch.device("cpu"):  # numbers, also where the networks are built without any
+            self.alpha_bar = alphas_cumprod(**SCHEDULES[mode])
+
+    def working_bytes(self, voxels: int, bytes_per_value: int) -> int:
+        """As :meth:`Translator.working_bytes`, and the histograms: weights of two images and their gradients."""
+        return super().working_bytes(voxels, bytes_per_value) + 6 * 4 * self.bins * voxels
+
+    def encode(self, images: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The images as they are: the first stage knows the targets, and no other contrast."""
+        return dict(images)
+
+    def condition(self, latents: Mapping[str, torch.Tensor], target: str) -> Condition:
+        """From one source image (1, 1, X, Y, Z) in [-1, 1] under any name; the same for all targets.
+
+        Raises:
+            InputError: there are several sources, or this one shows nothing: it is constant, or noise.
+        """
+        if len(latents) != 1:
+            raise InputError(f"Zero-shot translation takes one source, not {', '.join(latents)}: choose the best one.")
+        ((name, image),) = latents.items()
+        ranked, mask = self._ranked(image)
+        similar = self._self_similarity(ranked, mask)
+        shared = similar[:, 1:].sum() / ((len(OFFSETS) - 1) * mask.float().mean() * similar[0, 0].numel())
+        if not shared > NO_STRUCTURE:
+            raise InputError(f"The source {name} shows no structure that could guide: it is constant, or only noise.")
+        return self.describe(image) if self.mode == "published" else self._described(image, ranked, mask, similar)
+
+    def describe(self, image: torch.Tensor) -> Condition:
+        """:meth:`condition` of an image, or of slices in the mode that works on slices, without its check."""
+        if self.mode == "published":
+            if self.spatial_dims == 2 and image.ndim == 5:
+                image = slices_of(image)
+            parts = [local_mutual_information(part, part, **PUBLISHED) for part in image.split(SLICES)]
+            return Condition(torch.cat(parts), image)
+        ranked, mask = self._ranked(image)
+        return self._described(image, ranked, mask, self._self_similarity(ranked, mask))
+
+    def _ranked(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        mask = torch.from_numpy(head_mask(image[0, 0].cpu().numpy()))[None, None].to(image.device)
+        return ranks(image, mask), mask
+
+    def _self_similarity(self, ranked: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Maps (1, len(OFFSETS), X / 4, Y / 4, Z / 4) in nats, of the means of blocks of COARSE voxels."""
+        coarse, inside = (F.avg_pool3d(x.float(), COARSE) for x in (ranked, mask))
+        coarse = coarse / inside.clamp_min(1e-3)
+        return self_information(
+            coarse, OFFSETS, window=SELF_WINDOW, bins=self.bins, stride=SELF_STRIDE, mask=inside > 0.5
+        )
+
+    def _described(
+        self, image: torch.Tensor, ranked: torch.Tensor, mask: torch.Tensor, similar: torch.Tensor
+    ) -> Condition:
+        hats = _hats(ranked, mask)
+        inside = F.avg_pool3d(mask.float(), self.first_stage.factor)
+        similar = F.interpolate(similar, inside.shape[2:], mode="trilinear")
+        return Condition(torch.cat([inside, similar], dim=1), image, ranked, mask, hats)
+
+    def clean(self, x: torch.Tensor, condition: Condition, t: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Estimate of the clean latents, float32, from x_t (1, C, x, y, z) at the times ``t`` (1,), 0 to T - 1.
+
+        One network looks at each level of the source's intensities, whatever its place in their order, together with
+        the state, and says which intensity w_k it has in the target around each place, as well as a correction d_k::
+
+            c   = encode(sum_k w_k hat_k(ranks)) + mean_k d_k
+            x_0 = c + s^2 / (s^2 + (1 - a) / a) (x_t / sqrt(a) - c),       a = alpha_bar_t
+
+        The sum is a map of the source's intensities to those of the target that varies in space: what a high mutual
+        information says that there is. Detail need not pass through the network. x_0 is the mean of what both c, with a
+        variance of s^2, and x_t say.
+        """
+        a = self.alpha_bar.to(x.device)[t].float().view(-1, 1, 1, 1, 1)
+        one_hot = F.one_hot(target, len(self.modalities)).float()[:, :, None, None, None]
+        told = torch.cat([a.sqrt(), (1 - a).sqrt(), one_hot], dim=1).expand(-1, -1, *x.shape[2:])
+        state = self.state(torch.cat([a.sqrt() * x, condition.channels, told], dim=1))
+        levels = self.level(pixelunshuffle(condition.hats.transpose(0, 1), 3, self.first_stage.factor))
+        made = self.unet(levels + state).float()
+        knots = F.interpolate(made[:, :1].transpose(0, 1), condition.hats.shape[2:], mode="trilinear")
+        curve = (knots * condition.hats).sum(dim=1, keepdim=True) - (1 - condition.hats.sum(dim=1, keepdim=True))
+        found = self.first_stage.encode(curve) + made[:, 1:].mean(dim=0, keepdim=True)
+        spread = a * (2 * self.log_spread).exp().view(1, -1, 1, 1, 1)
+        return found + spread / (spread + 1 - a) * (x / a.sqrt().clamp_min(1e-3) - found)
+
+    def noise(
+        self,
+        x: torch.Tensor,
+        image: torch.Tensor,
+        channels: torch.Tensor,
+        t: torch.Tensor,
+        target: torch.Tensor,
+        state: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """``published``: estimate of the noise in x_t (N, 1, X, Y) or (B, 1, X, Y, Z), float32.
+
+        Args:
+            image: the source, of the same shape.
+            channels: LMI(source, source).
+            state: what is compared with the source; x_t by default, x_(t+1) in training.
+        """
+        state = (x if state is None else state).clamp(-1, 1)
+        shared = local_mutual_information(image, state, **PUBLISHED)
+        return self.unet(torch.cat([x, shared, channels], dim=1), timesteps=t.float(), class_labels=target).float()
+
+    def sample(
+        self, condition: Condition, target: str, *, steps: int, generator: torch.Generator, on_step: OnStep
+    ) -> torch.Tensor:
+        """See :meth:`Translator.sample`.
+
+        Raises:
+            DivergenceError: the guidance, or the network itself, ran away.
+        """
+        last = max(round(self.start * len(self.alpha_bar)), 1)
+        alpha_bar = self.alpha_bar[:last]
+        begin = condition.image if self.mode == "published" else self.first_stage.encode(condition.image)
+        x = gaussian(begin, generator)
+        if self.start < 1:
+            x = add_noise(begin, x, alpha_bar[-1:].float().to(x.device))
+        if self.mode == "published":
+            return self._sample_published(condition, target, x, alpha_bar, steps, generator, on_step)
+        seen = condition if self.conditioned else condition.hidden()
+
+        def pull(clean: torch.Tensor, time: float) -> torch.Tensor:
+            if not self.guidance or not self.guidance_range[0] <= time <= self.guidance_range[1]:
+                return clean
+            options = {"window": self.window, "bins": self.bins, "stride": STRIDE, "mask": condition.mask}
+            return towards_information(clean, condition.ranks, self.first_stage, weight=self.guidance, **options)
+
+        def estimate(x: torch.Tensor, t: int) -> torch.Tensor:
+            time = torch.full((x.shape[0],), t, device=x.device)
+            return self.clean(x, seen, time, self.index(target, x))
+
+        times = descending_times(last, steps)
+        return sample_guided(estimate, x, self.alpha_bar, times=times, pull=pull, on_step=on_step)
+
+    def _sample_published(self, condition, target, x, alpha_bar, steps, generator, on_step):
+        def predict(x: torch.Tensor, t: int) -> torch.Tensor:
+            parts = zip(*(whole.split(SLICES) for whole in (x, condition.image, condition.channels)), strict=True)
+            return torch.cat(
+                [
+                    self.noise(*part, part[0].new_full(part[0].shape[:1], t), self.index(target, part[0]))
+                    for part in parts
+                ]
+            )
+
+        x = ddpm(predict, x, alpha_bar, steps=steps, large=True, generator=generator, on_step=on_step)
+        return x.movedim(0, -1)[:, None] if self.spatial_dims == 2 else x
