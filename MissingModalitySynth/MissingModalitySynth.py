@@ -10,8 +10,10 @@ from slicer import vtkMRMLScalarVolumeNode, vtkMRMLSegmentationNode
 from slicer.util import VTKObservationMixin
 
 from MissingModalitySynthLib.scene import choices, panel
+from MissingModalitySynthLib.scene.compare_choices import segmenting_package
 from MissingModalitySynthLib.scene.marks import SyntheticMarks
 from MissingModalitySynthLib.scene.saving import SavedProvenance
+from MissingModalitySynthLib.scene.segmentations import SegmentationTask
 from MissingModalitySynthLib.scene.session import Message, Task
 from MissingModalitySynthLib.scene.slicer_views import SlicerViews
 from MissingModalitySynthLib.widgets import application
@@ -131,7 +133,7 @@ class MissingModalitySynthLogic(ScriptedLoadableModuleLogic):
         """Synthesize missing contrasts. No view is changed.
 
         Args:
-            sources: acquired volume nodes by contrast, such as {"T1": node}.
+            sources: acquired volume nodes by contrast, such as {"T1": node}; "other" is one that is not listed.
             targets: contrasts to make, such as ["FLAIR", "T2"].
             package: name or folder of a model package; the bundled one if None.
             replace: whether earlier results of the same contrasts and sources give way.
@@ -146,6 +148,30 @@ class MissingModalitySynthLogic(ScriptedLoadableModuleLogic):
         """
         package = choices.package_named(package)
         self.start(Task(sources, targets, package, replace=replace, **options))
+        return self.session.wait(application.worker.pump) if wait else None
+
+    def segment(self, volumes, *, package=None, device="auto", replace=False, wait=True):
+        """Segment the tissues of acquired or synthetic volumes. No view is changed.
+
+        Args:
+            volumes: volume nodes.
+            package: name or folder of a model package with a segmenter; the first one that has one if None.
+            device: "auto", "cpu", "cuda:0" or "mps".
+            replace: whether earlier segmentations of the same volumes give way.
+            wait: whether to return when it is done. If not, follow ``session``.
+
+        Returns:
+            The new segmentation nodes in the order of the volumes; None without ``wait``.
+
+        Raises:
+            SynthesisError: why there are none.
+        """
+        sources = {str(number): node for number, node in enumerate(volumes, 1)}
+        if package is None:
+            found = segmenting_package(choices.Choices(), choices.available_packages())
+        else:
+            found = choices.package_named(package)
+        self.start(SegmentationTask(sources, found, device, replace))
         return self.session.wait(application.worker.pump) if wait else None
 
     @staticmethod

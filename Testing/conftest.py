@@ -7,6 +7,24 @@ from types import SimpleNamespace
 import pytest
 
 MODALITIES = ("T1", "T2", "FLAIR")
+METADATA = {
+    "version": "0.0.1",
+    "changelog": {"0.0.1": "first"},
+    "name": "A tiny model with random weights",
+    "task": "synthesis",
+    "description": "For tests.",
+    "authors": "The makers",
+    "copyright": "The makers",
+    "license": "Apache-2.0",
+    "intended_use": "Tests only.",
+    "data_source": "None.",
+    "network_data_format": {"inputs": {}, "outputs": {}},
+    "sources": ["T1", "T2"],
+    "targets": ["T2", "FLAIR"],
+    "spacing_mm": [2, 2, 2],
+    "intensity_range": [-1, 1],
+    "percentiles": [0.5, 99.5],
+}
 
 
 @pytest.fixture(scope="session")
@@ -33,30 +51,46 @@ def tiny_package(tmp_path_factory) -> Path:
         torch.nn.init.normal_(parameter, std=0.1)
     package = write_package(
         tmp_path_factory.mktemp("models") / "tiny",
-        metadata={
-            "version": "0.0.1",
-            "changelog": {"0.0.1": "first"},
-            "name": "A tiny model with random weights",
-            "task": "synthesis",
-            "description": "For tests.",
-            "authors": "The makers",
-            "copyright": "The makers",
-            "license": "Apache-2.0",
-            "intended_use": "Tests only.",
-            "data_source": "None.",
-            "network_data_format": {"inputs": {}, "outputs": {}},
-            "sources": ["T1", "T2"],
-            "targets": ["T2", "FLAIR"],
-            "spacing_mm": [2, 2, 2],
-            "intensity_range": [-1, 1],
-            "percentiles": [0.5, 99.5],
-        },
+        metadata=METADATA,
         networks={"default_method": "aldm", "methods": methods},
         tensors={name: network.state_dict() for name, network in networks.items()},
         model_card="# Tiny\n",
         licence="Apache-2.0\n",
     )
     return package.path
+
+
+@pytest.fixture(scope="session")
+def zero_shot_packages(tmp_path_factory) -> SimpleNamespace:
+    """Folders of two packages with random weights: ``both`` makes T2 and FLAIR from T1 and T2 by "regression", and T1
+    and PD from any contrast by "midiffusion"; ``alone``, trained on T1 alone, has the latter for T1 and nothing else.
+    """
+    import torch
+
+    from MissingModalitySynthLib.package_store import write_package
+    from MissingModalitySynthLib.translators import METHODS
+
+    stage, unet = {"first_stage": {"kind": "haar", "levels": 1}}, {"unet": {"features": [16] * 6}}
+    guidance = {"guidance": 0.05, "guidance_range": [0.2, 0.8], "bins": 8}
+    regression = stage | unet | {"modalities": list(MODALITIES)}
+
+    def write(name, targets, paired, **methods):
+        methods |= {"midiffusion": stage | unet | guidance | {"modalities": targets, "steps": 2}}
+        torch.manual_seed(0)
+        networks = {method: METHODS[method](**options) for method, options in methods.items()}
+        return write_package(
+            tmp_path_factory.mktemp("models") / name,
+            metadata=METADATA | paired | {"name": f"Zero-shot, {name}", "zero_shot": {"targets": targets}},
+            networks={"default_method": next(iter(methods)), "methods": methods},
+            tensors={method: network.state_dict() for method, network in networks.items()},
+            model_card="# Tiny\n",
+            licence="Apache-2.0\n",
+        ).path
+
+    return SimpleNamespace(
+        both=write("both", ["T1", "PD"], {}, regression=regression),
+        alone=write("alone", ["T1"], {"sources": [], "targets": []}),
+    )
 
 
 @pytest.fixture
@@ -106,3 +140,29 @@ def run(capsys):
         return SimpleNamespace(code=code, **dict(zip(("out", "err"), capsys.readouterr(), strict=True)))
 
     return call
+
+
+@pytest.fixture(scope="session")
+def segmenting_package(tmp_path_factory, tiny_package) -> Path:
+    """Folder of the tiny package with a segmenter of random weights, named "segmenting"."""
+    import torch
+
+    from MissingModalitySynthLib.model_package import load_package
+    from MissingModalitySynthLib.networks.segmenter import Segmenter
+    from MissingModalitySynthLib.package_store import write_package
+    from MissingModalitySynthLib.segmentation import CLASSES
+
+    tiny = load_package(tiny_package)
+    torch.manual_seed(0)
+    return write_package(
+        tmp_path_factory.mktemp("models") / "segmenting",
+        metadata=tiny.metadata | {"segmenter": {"classes": list(CLASSES), "contrasts": None}},
+        networks={
+            "default_method": tiny.default_method,
+            "methods": {method: tiny.configuration(method) for method in tiny.methods},
+            "segmenter": {"width": 8},
+        },
+        tensors={method: tiny.weights(method) for method in tiny.methods} | {"segmenter": Segmenter(8).state_dict()},
+        model_card="# Segmenting\n",
+        licence="Apache-2.0\n",
+    ).path

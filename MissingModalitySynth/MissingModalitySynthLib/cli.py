@@ -41,6 +41,7 @@ exit codes:
     6  not enough memory
     7  the output cannot be written: no permission, disk full, there already
     8  the process that computes died
+    9  guided sampling diverged
   130  stopped by Ctrl-C; nothing was kept
 """
 
@@ -56,12 +57,25 @@ examples:
   missing-modality-synth synthesize --source T1=patient7_t1.nii.gz --target FLAIR
   missing-modality-synth synthesize --source T1=t1.nii.gz T2=dicom/t2 --reference T2 --output-dir out --report
   missing-modality-synth synthesize --source t1.nii.gz --target T2,FLAIR --acquired FLAIR=flair.nii.gz --steps 4 --json
+  missing-modality-synth synthesize --source other=swi.nii.gz --target T1 --method midiffusion
 """
 
 _INSPECT_EPILOG = """\
 examples:
   missing-modality-synth inspect patient7_t1.nii.gz
   missing-modality-synth inspect scans/*.nii.gz dicom/t1 --json
+"""
+
+_SEGMENT = """\
+Makes one label map per volume on its own grid, named like patient7_t1_segmentation.nii.gz: 1 CSF, 2 grey, 3 white, 4
+deep grey matter, 5 lesion, with a JSON file of the same name. Of several volumes, each is compared with the
+first: Dice by tissue.
+"""
+
+_SEGMENT_EPILOG = """\
+examples:
+  missing-modality-synth segment patient7_t1.nii.gz
+  missing-modality-synth segment flair.nii.gz patient7_t1_FLAIR_synthetic.nii.gz --output-dir out --json
 """
 
 _MODELS_EPILOG = """\
@@ -79,7 +93,8 @@ examples:
 
 _SOURCE_HELP = (
     "acquired volume and what it shows, like T1=file; the contrast may be left out where the file's name or DICOM tags "
-    "tell it; NIfTI, NRRD, MHA or the folder of a DICOM series (folder#UID if it holds several)"
+    "tell it; other=file for an unknown or any other contrast, which zero-shot methods take; NIfTI, NRRD, MHA or the "
+    "folder of a DICOM series (folder#UID if it holds several)"
 )
 
 
@@ -126,10 +141,17 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--package", default="micro", metavar="NAME", help="model package, by name or folder (default: micro)"
     )
-    command.add_argument("--method", help="one of the package's methods, see models show (default: the package's)")
+    command.add_argument(
+        "--method",
+        help="one of the package's methods, see models show (default: the package's, or midiffusion where only that "
+        "takes the source's contrast)",
+    )
     command.add_argument("--steps", type=int, metavar="N", help="denoising steps (default: the method's)")
     command.add_argument(
         "--samples", type=int, default=1, metavar="N", help="average of so many samples, and their standard deviation"
+    )
+    command.add_argument(
+        "--keep-last-good", action="store_true", help="where guidance diverges, keep the last good estimate"
     )
     command.add_argument("--seed", type=int, default=0, metavar="N", help="same seed, same result (default: 0)")
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: auto)")
@@ -150,6 +172,21 @@ def build_parser() -> argparse.ArgumentParser:
         "inspect", "cli_commands.inspect", "show what a file holds and what can be made from it", epilog=_INSPECT_EPILOG
     )
     command.add_argument("files", nargs="+", metavar="FILE", help="image file or folder of a DICOM series")
+
+    command = add(
+        "segment", "cli_segment.segment", "tell the tissues of volumes, and compare them", _SEGMENT, _SEGMENT_EPILOG
+    )
+    command.add_argument("files", nargs="+", metavar="FILE", help="image file or folder of a DICOM series")
+    command.add_argument(
+        "--package", default="micro", metavar="NAME", help="model package with a segmenter (default: micro)"
+    )
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: auto)")
+    command.add_argument(
+        "--output-dir", default=".", metavar="FOLDER", help="made if absent (default: the current one)"
+    )
+    command.add_argument("--format", choices=("nii.gz", "nii", "nrrd", "mha"), help="default: that of each file")
+    command.add_argument("--overwrite", action="store_true", help="replace existing files")
+    command.add_argument("--quiet", action="store_true", help="neither progress bar nor remarks")
 
     command = add(
         "report",
@@ -211,7 +248,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     module, _, name = arguments.run.partition(".")
     console = Console(as_json=arguments.json, quiet=getattr(arguments, "quiet", False), debug=arguments.debug)
     try:
-        with stop_signals(graceful=name == "synthesize") as cancelled:
+        with stop_signals(graceful=name in ("synthesize", "segment")) as cancelled:
             command = getattr(import_module(f".{module}", __package__), name)
             return command(arguments, console, cancelled) or 0
     except BrokenPipeError:  # whoever read stdout has gone

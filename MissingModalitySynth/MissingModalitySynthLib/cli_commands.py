@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from . import NOTICE
 from .cli_output import Console, table
 from .errors import Cancelled, InputError, SynthesisError
-from .modality import MODALITIES, canonical_name, guess_modality
+from .modality import MODALITIES, OTHER, canonical_name, guess_modality, shown_name, source_name
 from .model_package import ModelPackage, list_packages, load_package
 from .output_folder import all_or_nothing
+from .package_format import ZERO_SHOT
 from .progress import Progress
 
 if TYPE_CHECKING:
@@ -43,14 +44,18 @@ def synthesize(arguments: argparse.Namespace, console: Console, cancelled: Cance
     package = load_package(arguments.package)
     with _timed(seconds, "read"):
         console.progress(Progress("reading", 0.0))
-        sources = read_volumes(arguments.source)
+        any_contrast = (arguments.method or package.default_method) == ZERO_SHOT
+        sources = read_volumes(arguments.source, source_name, unknown=OTHER if any_contrast else None)
         acquired = read_volumes(arguments.acquired)
-    targets = _targets(arguments.target, sources, package, console)
+    method = arguments.method or package.method_for(sources)
+    targets = _targets(arguments.target, sources, package, method, console)
     reference = _reference(arguments.reference, sources)
     _check_acquired(acquired, targets, reference)
     for modality, source in sources.items():
         if source.provenance:
-            console.note(f"The {modality} in '{source.path}' is itself synthetic.")
+            console.note(f"The {shown_name(modality)} in '{source.path}' is itself synthetic.")
+        if modality == OTHER and source.modality_known != "as said":
+            console.remark(f"What '{source.path}' shows is not known; it is taken for a source of any contrast.")
 
     request = checked(
         Request(
@@ -58,14 +63,15 @@ def synthesize(arguments: argparse.Namespace, console: Console, cancelled: Cance
             targets=targets,
             package=package,
             reference=reference.volume,
-            method=arguments.method,
+            method=method,
             steps=arguments.steps,
             samples=arguments.samples,
             seed=arguments.seed,
             device=arguments.device,
+            keep_last_good=arguments.keep_last_good,
         )
     )
-    stem, suffix = reference.volume.name, _suffix(arguments.format, reference.path)
+    stem, suffix = reference.volume.name, output_suffix(arguments.format, reference.path)
     page = f"{stem}_synthetic_report.html" if arguments.report or acquired else None
     names = _names(stem, suffix, targets, arguments.samples, page)
     folder = Path(arguments.output_dir)
@@ -76,7 +82,7 @@ def synthesize(arguments: argparse.Namespace, console: Console, cancelled: Cance
             from .synthesis import synthesize
 
             keep_large_blocks()
-        result = synthesize(request, console.progress, cancelled)
+        result = synthesize(request, console.progress, cancelled, console.note)
         seconds |= result.seconds
         with _timed(seconds, "write"):
             console.progress(Progress("writing", 1.0))
@@ -90,7 +96,8 @@ def synthesize(arguments: argparse.Namespace, console: Console, cancelled: Cance
         files = [str(folder / name) for name in names if (stage / name).exists()]
 
     for notice in result.notices:
-        console.note(notice)
+        if notice not in next(iter(result.provenance.values())).get("warnings", ()):  # these were said at once
+            console.note(notice)
     seconds["total"] = time.monotonic() - started
     console.remark(table((stage, f"{spent:7.1f} s") for stage, spent in seconds.items()))
     console.remark(f"{NOTICE}.")
@@ -99,22 +106,21 @@ def synthesize(arguments: argparse.Namespace, console: Console, cancelled: Cance
 
 
 def _targets(
-    wanted: list[str] | None, sources: Mapping[str, Any], package: ModelPackage, console: Console
+    wanted: list[str] | None, sources: Mapping[str, Any], package: ModelPackage, method: str, console: Console
 ) -> tuple[str, ...]:
     if wanted:
         names = (name for text in wanted for name in text.split(",") if name.strip())
         return tuple(dict.fromkeys(canonical_name(name) for name in names))
-    targets = tuple(name for name in package.targets if name not in sources)
+    targets = tuple(name for name in package.targets_of(method) if name not in sources)
     if targets:
-        console.remark(
-            f"Making {', '.join(targets)}: all that the package '{package.name}' can make from {', '.join(sources)}."
-        )
+        start = ", ".join(map(shown_name, sources))
+        console.remark(f"Making {', '.join(targets)}: all that the package '{package.name}' can make from {start}.")
         return targets
     raise InputError(f"Everything that the package '{package.name}' can make is given as a source already.")
 
 
 def _reference(wanted: str | None, sources: Mapping[str, Given]) -> Given:
-    modality = canonical_name(wanted) if wanted else next(iter(sources))
+    modality = source_name(wanted) if wanted else next(iter(sources))
     if modality not in sources:
         raise InputError(f"The reference {modality} is none of the sources: choose one of {', '.join(sources)}.")
     return sources[modality]
@@ -130,7 +136,8 @@ def _check_acquired(acquired: Mapping[str, Given], targets: Iterable[str], refer
         check_overlap(_volumes(acquired).values(), reference.volume)
 
 
-def _suffix(wanted: str | None, reference: Path) -> str:
+def output_suffix(wanted: str | None, reference: Path) -> str:
+    """The ending of what is written: as wanted, else the reference's, else that of NIfTI."""
     from .volume_io import FORMATS, file_format
 
     return f".{wanted}" if wanted else file_format(reference) or FORMATS[0]
@@ -179,8 +186,15 @@ class Given(NamedTuple):
     provenance: dict[str, Any] | None
 
 
-def read_volumes(items: Iterable[str]) -> dict[str, Given]:
+def read_volumes(
+    items: Iterable[str], name_of: Callable[[str], str] = canonical_name, unknown: str | None = None
+) -> dict[str, Given]:
     """Read volumes that are given as "T1=file" or "file".
+
+    Args:
+        items: from the command line.
+        name_of: the canonical name of what is before "=".
+        unknown: the name of a contrast that is neither said nor guessed, None to refuse it.
 
     Returns:
         What was read by canonical name, in the order given.
@@ -190,11 +204,14 @@ def read_volumes(items: Iterable[str]) -> dict[str, Given]:
     """
     volumes: dict[str, Given] = {}
     for item in items:
-        given = _read(item)
+        given = read_item(item, name_of)
         if given.modality is None:
+            given = given._replace(modality=unknown)
+        if given.modality is None:
+            names = MODALITIES if name_of is canonical_name else (*MODALITIES, OTHER)
             raise InputError(
                 f"What '{given.path}' shows is not clear from its name or header: say it, like T1={given.path} "
-                f"({', '.join(MODALITIES)})."
+                f"({', '.join(names)})."
             )
         if given.modality in volumes:
             raise InputError(
@@ -209,11 +226,12 @@ def _volumes(given: Mapping[str, Given]) -> dict[str, Volume]:
     return {modality: each.volume for modality, each in given.items()}
 
 
-def _read(item: str) -> Given:
+def read_item(item: str, name_of: Callable[[str], str] = canonical_name) -> Given:
+    """Read a volume that is given as "T1=file" or "file"; its contrast is guessed, or None, where it is not said."""
     from .volume_io import read_provenance, read_volume
 
     name, path, series = _split(item)
-    modality, known = (canonical_name(name), "as said") if name else (None, "")
+    modality, known = (name_of(name), "as said") if name else (None, "")
     volume = read_volume(path, series)
     provenance = read_provenance(path)
     if not name:
@@ -269,7 +287,7 @@ def _inspect(file: str, packages: Iterable[ModelPackage]) -> dict[str, Any]:
     import numpy as np
     import SimpleITK as sitk
 
-    path, volume, modality, modality_known, provenance = _read(file)
+    path, volume, modality, modality_known, provenance = read_item(file)
     geometry = volume.geometry
     low, high = np.percentile(volume.array, (0.5, 99.5))
     code = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(np.ravel(geometry.direction).tolist())
@@ -294,6 +312,11 @@ def _inspect(file: str, packages: Iterable[ModelPackage]) -> dict[str, Any]:
             for package in packages
             if modality in package.sources
         },
+        "zero_shot": {
+            package.name: [name for name in package.zero_shot_targets if name != modality]
+            for package in packages
+            if package.zero_shot_targets
+        },
     }
 
 
@@ -302,17 +325,19 @@ def _inspected_text(fields: Mapping[str, Any]) -> str:
     origin = ", ".join(f"{value + 0.0:.6g}" for value in fields["origin_lps_mm"])
     values = [f"{value:.6g}" for value in fields["intensity"].values()]
     made = [f"{', '.join(targets)} (package {name})" for name, targets in fields["can_make"].items() if targets]
+    zero_shot = [f"{', '.join(targets)} (package {name})" for name, targets in fields["zero_shot"].items() if targets]
     contrast = f"{fields['modality'] or 'not known'} ({fields['modality_known']})"
     if not fields["modality"]:
         can_make = "say what it shows, like --source T1=file"
     else:
-        can_make = "; ".join(made) or "nothing with the installed packages"
+        can_make = "; ".join(made) or f"nothing {'paired ' if zero_shot else ''}with the installed packages"
     rows = [
         ("size", f"{' x '.join(map(str, fields['size']))} voxels of {spacing} mm"),
         ("place", f"origin {origin} mm (LPS), axes {fields['orientation']}"),
         ("contrast", contrast),
         ("intensity", f"{values[0]} to {values[3]}, 99 % from {values[1]} to {values[2]}"),
         ("can make", can_make),
+        *[("zero-shot", f"{'; '.join(zero_shot)}, by --method {ZERO_SHOT}, whatever it shows")] * bool(zero_shot),
     ]
     return f"{fields['file']}\n{table((f'  {name}', text) for name, text in rows)}"
 
@@ -326,7 +351,7 @@ def report(arguments: argparse.Namespace, console: Console, cancelled: Cancel) -
     if page.suffix.lower() != ".html":
         raise InputError(f"The page '{page}' must have a name that ends in .html.")
     synthetic = read_volumes(arguments.synthetic)
-    sources, acquired = read_volumes(arguments.source), read_volumes(arguments.acquired)
+    sources, acquired = read_volumes(arguments.source, source_name), read_volumes(arguments.acquired)
     from .canonical import check_overlap
     from .report import write_figure, write_report
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from .cli_output import Console, table
 from .model_package import ModelPackage, list_packages, load_package, user_folder, verify
+from .package_format import SEGMENTER
 
 Cancel = Callable[[], bool]
 
@@ -20,7 +21,8 @@ def list_models(arguments: argparse.Namespace, console: Console, cancelled: Canc
         entry = {"name": row.name, "bundled": row.bundled, "path": str(row.path), "problem": row.problem or None}
         if row.package:
             entry |= _model_fields(row.package)
-            makes = f"{', '.join(row.package.sources)} -> {', '.join(row.package.targets)}"
+            arrows = [(", ".join(row.package.sources), row.package.targets), ("any", row.package.zero_shot_targets)]
+            makes = "; ".join(f"{start} -> {', '.join(targets)}" for start, targets in arrows if targets)
         else:
             makes = f"cannot be used: {row.problem}"
         rows.append((row.name, entry.get("version", "?"), place, makes))
@@ -37,9 +39,10 @@ def show_model(arguments: argparse.Namespace, console: Console, cancelled: Cance
     rows = [
         ("title", package.title),
         ("version", metadata["version"]),
-        ("makes", ", ".join(package.targets)),
-        ("from", ", ".join(package.sources)),
+        *[("makes", ", ".join(package.targets)), ("from", ", ".join(package.sources))] * bool(package.sources),
+        *[("zero-shot", f"{', '.join(package.zero_shot_targets)} from any contrast")] * bool(package.zero_shot_targets),
         ("methods", ", ".join(methods)),
+        *[("segments", ", ".join(metadata.get(SEGMENTER, {}).get("classes", ())[1:]))] * package.has_segmenter,
         ("voxel size", f"{' x '.join(f'{value:g}' for value in package.spacing)} mm"),
         ("description", package.description),
         ("intended use", metadata["intended_use"]),
@@ -82,8 +85,10 @@ def _model_fields(package: ModelPackage) -> dict[str, Any]:
         "path": str(package.path),
         "sources": package.sources,
         "targets": package.targets,
+        "zero_shot_targets": package.zero_shot_targets,
         "methods": package.methods,
         "default_method": package.default_method,
+        "has_segmenter": package.has_segmenter,
         "sha256": package.digest,
     }
 

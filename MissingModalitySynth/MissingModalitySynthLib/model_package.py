@@ -4,7 +4,7 @@
 
     <name>/configs/metadata.json   what the model is, in MONAI's bundle keys, plus the keys of this program
            configs/networks.json   plain data: per method, its weights and the keywords its translator is built from
-           models/*.safetensors    weights, one or several shards a method
+           models/*.safetensors    weights, one or several shards a method; and of the segmenter, where there is one
            docs/README.md          model card
            LICENSE
            SHA256SUMS              "<hex>  <path>" of every other file; ``sha256sum -c SHA256SUMS`` checks the folder
@@ -13,6 +13,14 @@ Every byte is compared with SHA256SUMS before it is parsed; weights are safetens
 MONAI's ``ConfigParser``, which could instantiate what it names. The checksums find damage. They are no signature: who
 rewrites SHA256SUMS makes another package, which :attr:`ModelPackage.digest` tells apart.
 
+In metadata.json, ``sources`` and ``targets`` are those of the paired methods, and ``"zero_shot": {"targets": [...]}``
+says what the method ``ZERO_SHOT`` makes from any contrast; a package without paired methods has empty lists. A package
+with a segmenter has its keywords as ``"segmenter"`` in networks.json, and in metadata.json ``"segmenter"`` with the
+``classes`` that it tells and the ``contrasts`` that it was trained on, null for all. One that can tell what is unlike
+its training has a ``"classifier"`` in networks.json and ``"trained_on"`` in metadata.json: the largest distance of
+slices and of voxels within one (``slice_mm``, ``pixel_mm``), the range of the head's extent along R, A and S
+(``extent_mm``), and by contrast those of the quantiles of the intensities in the head (see ``input_range``).
+
 Writing, installing and removing packages is in ``package_store``. Importing this module does not import torch.
 """
 
@@ -20,6 +28,7 @@ import copy
 import hashlib
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,8 +41,11 @@ from .package_format import (
     METADATA,
     MODEL_CARD,
     NETWORKS,
+    SEGMENTER,
+    ZERO_SHOT,
     check_metadata,
     check_networks,
+    extras_of,
     list_files,
     parse_checksums,
     read,
@@ -77,13 +89,18 @@ class ModelPackage:
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Canonical names of the modalities that the model can start from."""
+        """Canonical names of the modalities that the paired methods can start from; empty if there are none."""
         return tuple(self.metadata["sources"])
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """Canonical names of the modalities that the model can make."""
+        """Canonical names of the modalities that the paired methods can make; empty if there are none."""
         return tuple(self.metadata["targets"])
+
+    @property
+    def zero_shot_targets(self) -> tuple[str, ...]:
+        """Canonical names of the modalities that the method ``ZERO_SHOT`` makes from any contrast; mostly empty."""
+        return tuple(self.metadata.get("zero_shot", {}).get("targets", ()))
 
     @property
     def spacing(self) -> tuple[float, float, float]:
@@ -98,11 +115,36 @@ class ModelPackage:
     def default_method(self) -> str:
         return self.networks["default_method"]
 
+    @property
+    def trained_on(self) -> dict[str, Any] | None:
+        """The ranges of what the model was trained on, None if the package does not know them."""
+        return self.metadata.get("trained_on")
+
+    @property
+    def has_segmenter(self) -> bool:
+        """Whether there is a segmenter; ``configuration`` and ``weights`` have it under the name ``SEGMENTER``."""
+        return SEGMENTER in self.networks
+
+    def targets_of(self, method: str) -> tuple[str, ...]:
+        """Canonical names of the modalities that a method can make."""
+        return self.zero_shot_targets if method == ZERO_SHOT else self.targets
+
+    def methods_from(self, sources: Iterable[str]) -> tuple[str, ...]:
+        """The methods that know these contrasts: paired ones their own sources, ``ZERO_SHOT`` any."""
+        paired = set(sources) <= set(self.sources)
+        return tuple(method for method in self.methods if paired or method == ZERO_SHOT)
+
+    def method_for(self, sources: Iterable[str]) -> str:
+        """The method where none was chosen: the default one, unless only ``ZERO_SHOT`` knows the sources' contrasts."""
+        methods = self.methods_from(sources)
+        return self.default_method if self.default_method in methods else next(iter(methods), self.default_method)
+
     def _method(self, method: str | None) -> dict[str, Any]:
         method = method or self.default_method
-        if method not in self.networks["methods"]:
+        known = self.networks["methods"] | extras_of(self.networks)
+        if method not in known:
             raise refusal(self.name, f'has no method "{method}"', f"choose one of {', '.join(self.methods)}")
-        return self.networks["methods"][method]
+        return known[method]
 
     def configuration(self, method: str | None = None) -> dict[str, Any]:
         """A copy of the method's keywords (None: the default method), without the list of its weights."""
@@ -249,7 +291,7 @@ def load_package(package: str | Path) -> ModelPackage:
             raise refusal(name, f"is incomplete, as {path} is missing")
     check_metadata(name, metadata)
     networks = read_json(folder, NETWORKS, checksums)
-    check_networks(name, networks, checksums)
+    check_networks(name, networks, checksums, metadata)
     return ModelPackage(folder, name, hashlib.sha256(sums).hexdigest(), metadata, networks, checksums)
 
 

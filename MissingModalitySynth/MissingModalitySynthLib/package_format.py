@@ -15,8 +15,13 @@ from typing import Any
 
 from .errors import ModelPackageError
 from .modality import MODALITIES
+from .segmentation import CLASSES
 
 FORMAT_VERSION = 1
+ZERO_SHOT = "midiffusion"  # the method that is trained on its targets alone and starts from any contrast
+SEGMENTER = "segmenter"
+CLASSIFIER = "classifier"
+EXTRAS = (SEGMENTER, CLASSIFIER)  # networks of a package beside its methods, under these keys of networks.json
 CHECKSUMS, METADATA, NETWORKS = "SHA256SUMS", "configs/metadata.json", "configs/networks.json"
 MODEL_CARD, LICENCE = "docs/README.md", "LICENSE"
 
@@ -133,6 +138,11 @@ def parse_checksums(name: str, text: bytes) -> dict[str, str]:
     return checksums
 
 
+def extras_of(networks: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of networks.json that are in ``EXTRAS``."""
+    return {name: networks[name] for name in EXTRAS if name in networks}
+
+
 def check_metadata(name: str, metadata: Mapping[str, Any]) -> None:
     """ModelPackageError unless metadata.json has every key that the program or its users rely on."""
 
@@ -151,10 +161,21 @@ def check_metadata(name: str, metadata: Mapping[str, Any]) -> None:
     need(metadata.get("format_version") == FORMAT_VERSION, "format_version", str(FORMAT_VERSION))
     for key in _TEXT_KEYS:
         need(isinstance(metadata.get(key), str) and metadata[key].strip() != "", key, "a text that is not empty")
-    for key in ("sources", "targets"):
-        names = metadata.get(key)
+    zero_shot = metadata.get("zero_shot")
+    lists = {key: metadata.get(key) for key in ("sources", "targets")}
+    if zero_shot is not None:
+        need(isinstance(zero_shot, dict), "zero_shot", "an object")
+        if lists == {"sources": [], "targets": []}:  # nothing paired
+            lists = {}
+        lists["targets of zero_shot"] = zero_shot.get("targets")
+    for key, names in lists.items():
         valid = isinstance(names, list) and names and all(each in MODALITIES for each in names)
         need(valid and len(set(names)) == len(names), key, f"a list of different names out of {', '.join(MODALITIES)}")
+    if (segmenter := metadata.get(SEGMENTER)) is not None:
+        classes = segmenter.get("classes") if isinstance(segmenter, dict) else None
+        need(classes == list(CLASSES), f"classes of {SEGMENTER}", f"the list {', '.join(CLASSES)}")
+    if (trained := metadata.get("trained_on")) is not None:
+        need(_is_training_range(trained), "trained_on", "an object of rising ranges")
     for key in ("changelog", "network_data_format"):
         need(isinstance(metadata.get(key), dict), key, "an object")
     need(min(numbers("spacing_mm", 3)) > 0, "spacing_mm", "greater than 0")
@@ -164,8 +185,25 @@ def check_metadata(name: str, metadata: Mapping[str, Any]) -> None:
     need(0 <= low < high <= 100, "percentiles", "two rising numbers from 0 to 100")
 
 
-def check_networks(name: str, networks: dict[str, Any], checksums: Mapping[str, str]) -> None:
-    """ModelPackageError unless networks.json is plain data whose weights are in the package."""
+def _is_training_range(trained: Any) -> bool:
+    """Whether it has the largest voxels, the ranges of the head's extent, and those of five quantiles by contrast."""
+
+    def rising(pairs: Any, count: int) -> bool:
+        valid = isinstance(pairs, list) and len(pairs) == count
+        valid = valid and all(isinstance(pair, list) and list(map(type, pair)) == [float, float] for pair in pairs)
+        return valid and all(-1e9 < low <= high < 1e9 for low, high in pairs)
+
+    if not isinstance(trained, dict) or not isinstance(quantiles := trained.get("quantiles"), dict):
+        return False
+    voxels = [trained.get(key) for key in ("slice_mm", "pixel_mm")]
+    known = quantiles.keys() <= set(MODALITIES) and all(rising(pairs, 5) for pairs in quantiles.values())
+    return known and rising(trained.get("extent_mm"), 3) and all(type(mm) is float and 0 < mm < 1e3 for mm in voxels)
+
+
+def check_networks(
+    name: str, networks: dict[str, Any], checksums: Mapping[str, str], metadata: Mapping[str, Any]
+) -> None:
+    """ModelPackageError unless networks.json is plain data, its weights are in the package, and it fits metadata."""
 
     def need(fulfilled: bool, what: str) -> None:
         if not fulfilled:
@@ -185,12 +223,18 @@ def check_networks(name: str, networks: dict[str, Any], checksums: Mapping[str, 
 
     methods = networks.get("methods")
     need(isinstance(methods, dict) and len(methods) > 0, "must have an object of methods")
-    for method, settings in methods.items():
+    for method, settings in (methods | extras_of(networks)).items():
         need(METHOD_NAME.fullmatch(method) is not None, f'has a method name that is not plain ("{method[:100]}")')
         paths = settings.get("weights") if isinstance(settings, dict) else None
-        need(isinstance(paths, list) and len(paths) > 0, f'lists no weights for the method "{method}"')
+        need(isinstance(paths, list) and len(paths) > 0, f'lists no weights for "{method}"')
         for path in paths:
             listed = isinstance(path, str) and path in checksums and path.endswith(".safetensors")
             need(listed, f"wants weights that are no .safetensors file of this package ({path!r})")
+    need((SEGMENTER in networks) == (SEGMENTER in metadata), f"must have a {SEGMENTER} if, and only if, {METADATA} has")
+    need((CLASSIFIER in networks) == ("trained_on" in metadata), f"must have a {CLASSIFIER} if trained_on is there")
+    zero_shot = "zero_shot" in metadata
+    need((ZERO_SHOT in methods) == zero_shot, f'must have the method "{ZERO_SHOT}" if, and only if, zero_shot is there')
+    paired = methods.keys() != {ZERO_SHOT}
+    need(paired == bool(metadata["sources"]), f"must have a paired method if, and only if, {METADATA} has sources")
     default = networks.get("default_method")
     need(isinstance(default, str) and default in methods, "must name one of its methods as default_method")

@@ -26,6 +26,7 @@ from .package_format import (
     METHOD_NAME,
     MODEL_CARD,
     NETWORKS,
+    extras_of,
     is_junk,
     is_safe_path,
     list_files,
@@ -57,8 +58,8 @@ def write_package(
     Args:
         folder: the package to make; its last part is the package's name.
         metadata: content of metadata.json; ``format_version`` and the versions of MONAI, torch and numpy are added.
-        networks: content of networks.json; each method's ``weights`` are added.
-        tensors: per method, its tensors by name; floating ones are stored as float16.
+        networks: content of networks.json; the ``weights`` of each method, and of a segmenter, are added.
+        tensors: per method, and for a segmenter, its tensors by name; floating ones are stored as float16.
         model_card: content of docs/README.md.
         licence: content of LICENSE.
         shard_bytes: size in bytes that no weights file exceeds, unless a single tensor does.
@@ -72,7 +73,8 @@ def write_package(
     networks = copy.deepcopy(dict(networks))
     if not _is_plain_name(folder.name):
         raise refusal(folder.name, "is not written under that name", "use letters, digits, - and _")
-    if networks.get("methods", {}).keys() != tensors.keys() or not all(map(METHOD_NAME.fullmatch, tensors)):
+    parts = networks.get("methods", {}) | extras_of(networks)
+    if parts.keys() != tensors.keys() or not all(map(METHOD_NAME.fullmatch, tensors)):
         raise refusal(folder.name, "is not written, as a method lacks tensors or a plain name", "give each method both")
     versions = {"monai_version": "monai", "pytorch_version": "torch", "numpy_version": "numpy"}
     metadata = {"format_version": FORMAT_VERSION} | {key: version(name) for key, name in versions.items()} | metadata
@@ -82,7 +84,7 @@ def write_package(
             (staged / part).mkdir(parents=True)
         for method, named in tensors.items():
             shards = _shards(folder.name, named, shard_bytes)
-            networks["methods"][method]["weights"] = paths = []
+            parts[method]["weights"] = paths = []
             for number, shard in enumerate(shards, 1):
                 suffix = f"-{number:05}-of-{len(shards):05}" if len(shards) > 1 else ""
                 paths.append(f"models/{method}{suffix}.safetensors")

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 
 from training.configuration import load_configuration
-from training.stages import load_translator, make_examples
+from training.examples import make_examples
+from training.stages import load_translator
 
 HERE = Path(__file__).parent
 TARGET = "T2"

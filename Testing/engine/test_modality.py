@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from MissingModalitySynthLib.errors import InputError
-from MissingModalitySynthLib.modality import DISPLAY, MODALITIES, canonical_name, guess_modality
+from MissingModalitySynthLib.modality import (
+    DISPLAY,
+    MODALITIES,
+    OTHER,
+    canonical_name,
+    guess_modality,
+    shown_name,
+    source_name,
+)
 
 NAMES = {
     "T1": [
@@ -95,6 +103,20 @@ NAMES = {
         "",
     ],
 }
+
+
+def test_a_source_may_be_of_another_contrast_and_a_target_may_not():
+    assert source_name("Other ") == OTHER
+    assert source_name("t2f") == "FLAIR"
+    with pytest.raises(InputError, match=r"'SWI' is not a known contrast: use one of T1, .*, or 'other'"):
+        source_name("SWI")
+    with pytest.raises(InputError, match="'other' is not a known contrast"):
+        canonical_name(OTHER)
+    assert [shown_name(name) for name in ("PD", OTHER)] == ["PD", "unlisted contrast"]
+
+
+def test_a_result_from_an_unlisted_contrast_is_known_by_its_own():
+    assert guess_modality("T1 (synthetic from unlisted contrast)") == "T1"
 
 
 @pytest.mark.parametrize(("name", "modality"), [(name, m) for m, names in NAMES.items() for name in names])
@@ -200,7 +222,7 @@ def test_a_guess_never_chooses_between_two_contrasts(words):
 
 
 def test_every_contrast_has_display_defaults():
-    assert set(DISPLAY) == set(MODALITIES)
+    assert set(DISPLAY) == {*MODALITIES, OTHER}
     for display in DISPLAY.values():
         low, high = display.window_percentiles
         assert 0 <= low < high <= 100

@@ -326,6 +326,52 @@ def test_metadata_that_cannot_be_used_is_refused_with_the_key_named(micro, key, 
         load_package(seal(micro))
 
 
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"zero_shot": ["T1"]}, "zero_shot .* must be an object"),
+        ({"zero_shot": {}}, "targets of zero_shot .* must be a list of different names"),
+        ({"zero_shot": {"targets": ["other"]}}, "targets of zero_shot"),
+        ({"zero_shot": {"targets": []}}, "targets of zero_shot"),
+        ({"sources": []}, "sources .* must be a list"),
+        ({"sources": [], "targets": []}, "sources .* must be a list"),
+        ({"zero_shot": {"targets": ["T1"]}, "sources": []}, "sources .* must be a list"),
+        ({"zero_shot": {"targets": ["T1"]}}, 'must have the method "midiffusion" if, and only if'),
+        ({"zero_shot": {"targets": ["T1"]}, "sources": [], "targets": []}, 'must have the method "midiffusion"'),
+    ],
+)
+def test_what_is_made_zero_shot_must_fit_the_methods(micro, changes, sentence):
+    edit_json(micro / "configs" / "metadata.json", **changes)
+    with pytest.raises(ModelPackageError, match=sentence):
+        load_package(seal(micro))
+
+
+def test_a_package_says_which_targets_each_method_makes_and_which_sources_it_takes(tmp_path):
+    networks = {"default_method": "regression", "methods": {"regression": {}, "midiffusion": {}}}
+    weights = dict.fromkeys(("regression", "midiffusion"), tensors()["regression"])
+    zero_shot = {"zero_shot": {"targets": ["PD"]}}
+    both = write(tmp_path / "both", metadata=METADATA | zero_shot, networks=networks, tensors=weights)
+    assert (both.targets_of("regression"), both.targets_of("midiffusion")) == (("T2", "FLAIR"), ("PD",))
+    assert both.methods_from(["T1"]) == ("regression", "midiffusion")
+    assert both.methods_from(["T1", "other"]) == both.methods_from(["PD"]) == ("midiffusion",)
+    assert (both.method_for(["T1"]), both.method_for(["other"])) == ("regression", "midiffusion")
+    alone = write(
+        tmp_path / "alone",
+        metadata=METADATA | zero_shot | {"sources": [], "targets": []},
+        networks={"default_method": "midiffusion", "methods": {"midiffusion": {}}},
+        tensors={"midiffusion": tensors()["regression"]},
+    )
+    assert (alone.sources, alone.targets, alone.zero_shot_targets) == ((), (), ("PD",))
+    assert (alone.method_for(["T1"]), alone.methods_from(["T1", "T2"])) == ("midiffusion", ("midiffusion",))
+
+
+def test_a_package_of_before_makes_nothing_zero_shot(micro):
+    package = load_package(micro)
+    assert package.zero_shot_targets == ()
+    assert package.methods_from(["other"]) == ()
+    assert package.method_for(["other"]) == "aldm"
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{", "\ufeff{}", "[" * 200_000, '{"a": ' * 5000 + "1" + "}" * 5000])
 @pytest.mark.parametrize("path", ["configs/metadata.json", "configs/networks.json"])
 def test_json_that_cannot_be_used_is_refused(micro, path, text):

@@ -9,9 +9,10 @@ import slicer.util
 import vtk
 
 from MissingModalitySynthLib.errors import InputError, ModelPackageError
+from MissingModalitySynthLib.modality import OTHER
 from MissingModalitySynthLib.model_package import ListedPackage, load_package
 from MissingModalitySynthLib.scene import choices
-from MissingModalitySynthLib.scene.choices import UNKNOWN, Choices
+from MissingModalitySynthLib.scene.choices import OTHER_CHOICE, UNKNOWN, Choices
 from MissingModalitySynthLib.scene.compare_choices import compared_with, comparison_of
 from MissingModalitySynthLib.scene.estimates import MeasuredRuns
 from MissingModalitySynthLib.scene.panel import view_of
@@ -258,6 +259,78 @@ def test_a_task_holds_only_what_can_be_made(packages, add):
     assert task.targets == ("T2",)
     assert (task.package.name, task.method, task.steps, task.spacing) == ("tiny", "aldm", None, (1.5, 1.5, 1.5))
     assert task.reference is None
+
+
+@pytest.fixture
+def zero_shot(scene, session, packages, zero_shot_packages):
+    """Function: choices -> what the panel shows where zero-shot packages are installed too."""
+    listed = [ListedPackage(name, folder, False, load_package(folder))
+              for name, folder in vars(zero_shot_packages).items()]  # fmt: skip
+    return lambda chosen: view_of(scene, chosen, (*packages, *listed), session)
+
+
+def test_a_listed_contrast_is_offered_all_methods_and_the_paired_one_is_chosen(zero_shot, add):
+    chosen = Choices(sources=((add("T1"), "T1"),), targets=("T2", "PD"), package="both")
+    shown = zero_shot(chosen)
+    assert [each.key for each in shown.methods] == ["regression", "midiffusion"]
+    assert (shown.method, shown.targets, shown.button) == ("regression", ("T2", "FLAIR"), "&Synthesize T2")
+    assert (shown.offer, shown.can_start, shown.iterative) == ("", True, False)
+    other = zero_shot(replace(chosen, method="midiffusion"))
+    assert (other.method, other.targets, other.button) == ("midiffusion", ("PD",), "&Synthesize PD")
+    assert (other.offer, other.can_start, other.iterative) == ("", True, True)
+
+
+@pytest.mark.parametrize("contrast", [OTHER, "FLAIR"])
+def test_an_unlisted_contrast_is_offered_zero_shot_methods_and_targets_alone_with_the_reason(zero_shot, add, contrast):
+    chosen = Choices(((add("scan 7"), contrast),), ("T1", "T2"), package="both", method="regression")
+    shown = zero_shot(chosen)
+    assert [each.key for each in shown.methods] == ["midiffusion"]
+    assert (shown.method, shown.targets, shown.button) == ("midiffusion", ("T1", "PD"), "&Synthesize T1")
+    assert shown.can_start and "CPU" in shown.estimate
+    assert "Only zero-shot synthesis starts from a contrast like that of 'scan 7'" in shown.offer
+
+
+def test_a_model_of_one_target_needs_no_excuse_for_what_it_offers(zero_shot, add):
+    shown = zero_shot(Choices(((add("scan 7"), OTHER),), ("T1",), package="alone"))
+    assert (shown.targets, shown.offer, shown.can_start) == (("T1",), "", True)
+    assert [each.text for each in shown.references] == ["Same as scan 7 (unlisted contrast)"]
+
+
+def test_an_unlisted_contrast_and_a_paired_model_offer_nothing_and_say_why(zero_shot, add):
+    shown = zero_shot(Choices(((add("scan 7"), OTHER),), ("T1",), package="tiny"))
+    assert (shown.methods, shown.method, shown.targets, shown.can_start) == ((), "", (), False)
+    assert shown.reason == "This model cannot start from 'scan 7': choose its contrast, or a zero-shot model."
+
+
+def test_zero_shot_synthesis_asks_for_one_volume(zero_shot, add):
+    two = ((add("a"), "T1"), (add("b"), "T2"))
+    shown = zero_shot(Choices(two, ("PD",), package="both", method="midiffusion"))
+    assert "starts from one volume" in shown.reason
+    assert zero_shot(Choices(two, ("FLAIR",), package="both")).can_start
+    assert "starts from one volume" in zero_shot(Choices(((two[0][0], OTHER), two[1]), ("T1",), package="both")).reason
+
+
+def test_a_contrast_that_is_not_yet_chosen_is_asked_for_and_other_named_where_it_helps(zero_shot, add):
+    chosen = Choices(((add("scan 7"), UNKNOWN),), ("T2",))
+    assert "'Other'" in zero_shot(replace(chosen, package="both")).reason
+    assert "Other" not in zero_shot(replace(chosen, package="tiny")).reason
+
+
+def test_a_task_from_an_unlisted_contrast_is_zero_shot(zero_shot, packages, zero_shot_packages, add):
+    listed = (*packages, ListedPackage("both", zero_shot_packages.both, False, load_package(zero_shot_packages.both)))
+    node = add("scan 7")
+    task = choices.task_of(Choices(((node, OTHER),), ("T1", "T2"), package="both"), listed)
+    assert (dict(task.sources), task.targets, task.method) == ({OTHER: node}, ("T1",), "midiffusion")
+
+
+def test_the_choice_of_another_contrast_is_kept_in_the_parameter_node(add):
+    parameters = SimpleNamespace(**{f"source{n}": None for n in range(1, 5)})
+    vars(parameters).update({f"modality{n}": UNKNOWN for n in range(1, 5)})
+    node = add("scan 7 T1")
+    parameters.source1, parameters.modality1 = node, OTHER_CHOICE
+    assert choices.settle(parameters, {node.GetID(): "T1"}) == {node.GetID(): OTHER}
+    assert (parameters.source1, parameters.modality1) == (node, OTHER_CHOICE)
+    assert OTHER_CHOICE in choices.MODALITY_CHOICES
 
 
 def test_results_are_listed_with_how_they_were_made(view, add, synthetic):

@@ -39,6 +39,14 @@ def test_more_work_costs_more(micro, tiny_package):
     assert cost(micro, device="cuda:0").seconds < cost(micro).seconds
 
 
+def test_guidance_and_its_steps_cost_time_and_memory(zero_shot_packages):
+    both = load_package(zero_shot_packages.both)
+    paired, zero_shot = cost(both), cost(both, method="midiffusion")
+    assert zero_shot.seconds > paired.seconds and zero_shot.memory > paired.memory
+    assert cost(both, method="midiffusion", steps=20).seconds > 2 * zero_shot.seconds
+    assert cost(both, method="midiffusion", device="cuda:0").seconds < zero_shot.seconds
+
+
 def test_the_spacing_counts_and_not_the_number_of_voxels_alone(micro):
     coarse = Geometry((96, 96, 72), (2.0, 2.0, 2.0))
     assert cost(micro, coarse).memory == pytest.approx(cost(micro).memory, rel=0.2)

@@ -8,7 +8,7 @@ import slicer
 import vtk
 from vtk.util.numpy_support import numpy_to_vtk
 
-from MissingModalitySynthLib.errors import Cancelled, InputError, OutOfMemoryError, WorkerError
+from MissingModalitySynthLib.errors import Cancelled, InputError, OutOfMemoryError, SynthesisError, WorkerError
 from MissingModalitySynthLib.model_package import load_package
 from MissingModalitySynthLib.scene.estimates import MeasuredRuns, key_of
 from MissingModalitySynthLib.scene.provenance import source_nodes_of, synthetic_results
@@ -105,6 +105,17 @@ def test_names_of_contrasts_are_understood_as_people_write_them(session, source)
     assert tuple(session.client.job.targets) == ("FLAIR",)
 
 
+def test_a_source_of_another_contrast_is_named_so_and_made_by_the_zero_shot_method(session, source, zero_shot_packages):
+    package = load_package(zero_shot_packages.both)
+    session.start(Task({"Other": source}, ("t1w",), package, reference="other"))
+    assert list(session.client.job.sources) == ["other"] and session.client.job.reference == "other"
+    session.client.answer(device="cpu")
+    assert [node.GetName() for node in session.results] == ["T1 (synthetic from unlisted contrast)"]
+    assert source_nodes_of(session.results[0]) == {"other": source}
+    assert session.measured.ratio(key_of(package, "midiffusion", "cpu")) is not None
+    assert session.measured.ratio(key_of(package, "regression", "cpu")) is None
+
+
 def test_every_message_of_the_worker_is_passed_on(session, task):
     session.start(task)
     before = session.changes
@@ -136,7 +147,13 @@ def test_sources_of_two_scenes_are_refused(session, task, source):
 
 
 @pytest.mark.parametrize(
-    ("kind", "expected"), [("out_of_memory", OutOfMemoryError), ("bad_input", InputError), ("worker_died", WorkerError)]
+    ("kind", "expected"),
+    [
+        ("out_of_memory", OutOfMemoryError),
+        ("bad_input", InputError),
+        ("diverged", SynthesisError),
+        ("worker_died", WorkerError),
+    ],
 )
 def test_a_failure_is_shown_with_its_remedy_and_raised_to_scripts(session, task, scene, kind, expected):
     session.start(task)

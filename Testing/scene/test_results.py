@@ -110,6 +110,16 @@ def test_a_result_of_several_sources_has_the_grid_of_the_chosen_reference_and_re
     assert reference_of(node) is sources["FLAIR"]
 
 
+def test_a_result_from_a_contrast_that_is_not_listed_says_so_and_knows_its_source(scene, add_scan):
+    scan = add_scan("scan 7")
+    made = {"T1": result(scan, "T1", std=True)}
+    (node,) = add_results(scene, {"other": scan}, "other", made, replace=False)
+    assert node.GetName() == "T1 (synthetic from unlisted contrast)"
+    assert deviation_of(node).GetName() == "T1 SD (synthetic from unlisted contrast)"
+    assert (source_nodes_of(node), reference_of(node), guess_of(node)) == ({"other": scan}, scan, "T1")
+    assert add_results(scene, {"other": scan}, "other", made, replace=True) == [node]
+
+
 def test_a_result_says_that_it_is_synthetic_and_how_it_was_made(scene, add_scan):
     t1 = add_scan("T1")
     (node,) = add_results(scene, {"T1": t1}, "T1", {"T2": result(t1, "T2", std=True)}, replace=False)

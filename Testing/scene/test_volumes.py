@@ -225,7 +225,7 @@ def test_the_contrast_is_guessed_from_name_and_dicom(add_scan):
 
 def test_slicers_process_loads_neither_torch_nor_simpleitk_with_the_scene():
     code = (
-        "import sys; from MissingModalitySynthLib.scene import volumes, results, provenance, display; "
+        "import sys; from MissingModalitySynthLib.scene import volumes, results, provenance, display, segmentations; "
         "print(sorted({'torch', 'monai', 'SimpleITK', 'scipy', 'skimage'} & set(sys.modules)))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

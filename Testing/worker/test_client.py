@@ -318,6 +318,7 @@ def test_what_cannot_be_imported_is_a_matter_of_the_installation_and_the_next_jo
         ("MemoryError()", "out_of_memory"),
         ('GeometryError("Volume has 3 voxels.")', "bad_input"),
         ('ModelPackageError("The package is damaged.")', "damaged_model"),
+        ("DivergenceError(3, 5)", "diverged"),
         ('OSError(28, "No space left on device")', "disk"),
         ('RuntimeError("CUDA error: no kernel image is available")', "driver"),
         ("IndexError()", "defect"),

@@ -106,6 +106,16 @@ def test_progress_goes_from_0_up_and_names_stages_and_targets(client, tools, job
     assert {"start", "load model", "prepare", "decode", "native grid"} <= {stage for stage, *_ in progress}
 
 
+def test_a_source_of_another_contrast_is_made_zero_shot(client, tools, job, head, zero_shot_packages):
+    wanted = Job({"other": head["T1"]}, ["T1"], zero_shot_packages.both, device="cpu", reference="other")
+    made = tools.finish(client, wanted).results["T1"]
+    assert made.volume.geometry == head["T1"].geometry and made.volume.array.max() > 0
+    assert (made.provenance["method"], made.provenance["sources"]) == ("midiffusion", {"other": "Zoë's T1"})
+    flat = dataclasses.replace(head["T1"], array=np.where(head["T1"].array > 500, 500, 0).astype(np.int16))
+    failure = tools.finish(client, dataclasses.replace(wanted, sources={"other": flat})).failure
+    assert failure.kind == "bad_input" and "'Zoë's T1' shows no anatomy" in failure.message
+
+
 def test_one_sample_has_no_deviation(client, tools, job):
     results = tools.finish(client, dataclasses.replace(job, samples=1, targets=["FLAIR"])).results
     assert results["FLAIR"].std is None

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ModelPackageError, SynthesisError
-from ..modality import MODALITIES
+from ..modality import MODALITIES, OTHER
 from ..model_package import ListedPackage, ModelPackage, list_packages, load_package
 from .provenance import is_synthetic, restore_provenance
 from .session import Task
@@ -20,7 +20,8 @@ from .volumes import check_scalar, guess_of
 
 ROWS = 4  # with all five contrasts in the vocabulary, at most four can be given for a fifth
 UNKNOWN = "?"
-MODALITY_CHOICES = (UNKNOWN, *MODALITIES)
+OTHER_CHOICE = "Other"  # chosen where the contrast is not known or not listed; UNKNOWN: nothing is chosen yet
+MODALITY_CHOICES = (UNKNOWN, *MODALITIES, OTHER_CHOICE)
 ALL_PLANES = "All planes"
 PLANE_CHOICES = ("Axial", "Sagittal", "Coronal", ALL_PLANES)
 
@@ -32,7 +33,7 @@ class Choices:
     """What the user chose, as it is in the parameter node.
 
     Attributes:
-        sources: volume nodes with their modality or ``UNKNOWN``.
+        sources: volume nodes with their modality, ``OTHER`` or ``UNKNOWN``.
         targets: ticked modalities, also those that cannot be made now.
         package, method, device, reference: keys of the options; "" for the default.
         steps: 0 for the method's default.
@@ -55,7 +56,7 @@ class Choices:
 
 def choices_of(parameters: Any) -> Choices:
     """The choices in the parameter node's wrapper; volumes that are no longer in the scene are left out."""
-    rows = [(getattr(parameters, f"source{n}"), getattr(parameters, f"modality{n}")) for n in range(1, ROWS + 1)]
+    rows = _rows(parameters)
     options = ("package", "method", "device", "reference", "steps", "samples", "seed", "spacing", "replace")
     return Choices(
         sources=tuple((node, modality) for node, modality in rows if node is not None and node.GetScene() is not None),
@@ -64,14 +65,21 @@ def choices_of(parameters: Any) -> Choices:
     )
 
 
+def _rows(parameters: Any) -> list[tuple[Any, str]]:
+    """Nodes (or None) with their modalities, as they are in the panel."""
+    rows = [(getattr(parameters, f"source{n}"), getattr(parameters, f"modality{n}")) for n in range(1, ROWS + 1)]
+    return [(node, OTHER if modality == OTHER_CHOICE else modality) for node, modality in rows]
+
+
 def store_sources(parameters: Any, sources: Sequence[tuple[Any, str]]) -> None:
     """Write source volumes with their modalities into the first rows, and empty the others."""
     for n in range(ROWS):
         node, modality = sources[n] if n < len(sources) else (None, UNKNOWN)
         if getattr(parameters, f"source{n + 1}") is not node:
             setattr(parameters, f"source{n + 1}", node)
-        if getattr(parameters, f"modality{n + 1}") != modality:
-            setattr(parameters, f"modality{n + 1}", modality)
+        chosen = OTHER_CHOICE if modality == OTHER else modality
+        if getattr(parameters, f"modality{n + 1}") != chosen:
+            setattr(parameters, f"modality{n + 1}", chosen)
 
 
 def available_packages() -> tuple[ListedPackage, ...]:
@@ -89,11 +97,22 @@ def chosen_package(choices: Choices, packages: Sequence[ListedPackage]) -> Liste
     return by_name.get(choices.package) or usable or next(iter(packages), None)
 
 
-def chosen_method(choices: Choices, package: Any) -> str:
-    """The method that was chosen, else the package's default; "" without a package."""
+def offered_methods(choices: Choices, package: Any) -> tuple[str, ...]:
+    """The package's methods that know the contrasts of the sources, as far as these are known themselves.
+
+    Where none does, all of them, as a source may yet be taken out; but a paired one never beside ``OTHER``.
+    """
     if package is None:
-        return ""
-    return choices.method if choices.method in package.methods else package.default_method
+        return ()
+    given = [modality for _node, modality in choices.sources if modality != UNKNOWN]
+    return package.methods_from(given) or (() if OTHER in given else package.methods)
+
+
+def chosen_method(choices: Choices, package: Any) -> str:
+    """The method that was chosen, else the package's default, else another that is offered; "" if there is none."""
+    offered = offered_methods(choices, package)
+    wanted = (choices.method, *([package.default_method] if package else []), *offered)
+    return next((method for method in wanted if method in offered), "")
 
 
 def package_named(package: str | Path | None) -> ModelPackage:
@@ -170,8 +189,7 @@ def settle(parameters: Any, known: Mapping[str, str], dicom_tags: DicomTags | No
     Returns:
         Modality by node ID, for the next time.
     """
-    rows = [(getattr(parameters, f"source{n}"), getattr(parameters, f"modality{n}")) for n in range(1, ROWS + 1)]
-    settled = settled_sources(rows, known, dicom_tags)
+    settled = settled_sources(_rows(parameters), known, dicom_tags)
     store_sources(parameters, settled)
     return {node.GetID(): modality for node, modality in settled}
 
@@ -185,12 +203,13 @@ def offer_default(scene: Any, parameters: Any, dicom_tags: DicomTags | None = No
 def task_of(choices: Choices, packages: Sequence[ListedPackage]) -> Task:
     """What Synthesize starts; only where ``panel.View.can_start`` holds."""
     package = chosen_package(choices, packages).package
+    method = chosen_method(choices, package)
     sources = {modality: node for node, modality in choices.sources}
     return Task(
         sources=sources,
-        targets=tuple(name for name in choices.targets if name in package.targets and name not in sources),
+        targets=tuple(name for name in choices.targets if name in package.targets_of(method) and name not in sources),
         package=package,
-        method=chosen_method(choices, package),
+        method=method,
         device=choices.device,
         steps=choices.steps or None,
         samples=choices.samples,

@@ -19,6 +19,7 @@ from .difference import Difference, absolute_difference, add_difference, on_one_
 from .marks import SyntheticMarks
 from .observing import Observations
 from .overlays import SegmentationOutlines
+from .segmentations import segmented_volume_of
 from .slicer_views import SlicerViews, Views
 from .translation import _
 from .volumes import check_scalar, guess_of
@@ -118,7 +119,8 @@ class CompareView:
             source, synthetic, acquired: scalar volume nodes of the scene; ``acquired`` has the contrast of
                 ``synthetic``.
             rows: some of ``compare_layout.PLANES``.
-            segmentations: segmentation nodes of the scene that are outlined on all columns.
+            segmentations: segmentation nodes of the scene that are outlined on all columns; that of the tissues of one
+                of the volumes (see ``segmentations``) on this volume's column, and on the difference.
             rotate: turn the views to the axes of the volume; else they are axial, sagittal and coronal in the world.
 
         Raises:
@@ -253,7 +255,12 @@ class CompareView:
         views = {
             column: [self._slice_node(name).GetID() for name in self.view_names(column)] for column in self.columns
         }
-        self._outlines.show(self._segmentations, views)
+        self._outlines.show(self._segmentations, views, self._columns_of)
+
+    def _columns_of(self, segmentation: Any) -> Sequence[str]:
+        volume = segmented_volume_of(segmentation)
+        own = [column for column, node in self._volumes.items() if node is volume]
+        return [*own, "difference"] if own else self.columns
 
     def _fit(self, rotate: bool) -> None:
         """Turn and fit all views to the synthetic volume, with one size of a millimetre in all of them."""

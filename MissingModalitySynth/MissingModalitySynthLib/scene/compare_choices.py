@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import html
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import InputError
-from .choices import ALL_PLANES, PLANE_CHOICES
+from ..errors import InputError, ModelPackageError
+from ..model_package import ListedPackage, ModelPackage
+from .choices import ALL_PLANES, PLANE_CHOICES, Choices, choices_of, chosen_package
 from .provenance import provenance_of, source_nodes_of
+from .segmentations import SegmentationTask
 from .translation import _
 
 
@@ -26,6 +30,11 @@ class Comparison:
     @property
     def segmentations(self) -> tuple[Any, ...]:
         return tuple(node for node in (self.segmentation, self.other) if node is not None)
+
+    @property
+    def has_metrics(self) -> bool:
+        """Whether there is something to compare in numbers: an acquired volume, or two segmentations."""
+        return self.acquired is not None or len(self.segmentations) == 2
 
     @property
     def measured(self) -> tuple[Any, ...]:
@@ -48,21 +57,59 @@ def comparison_of(parameters: Any) -> Comparison:
 
 
 def metrics_text(chosen: Comparison) -> str:
-    """Metrics as an HTML table; empty without an acquired volume.
+    """Metrics as an HTML table; empty where nothing can be measured.
 
     Raises:
         SynthesisError: the volumes cannot be compared.
     """
-    if chosen.acquired is None:
+    if not chosen.has_metrics:
         return ""
-    from .comparison import metrics_of
+    from .comparison import dice_of, metrics_of
 
-    both = chosen.segmentations if len(chosen.segmentations) == 2 else None
-    found = metrics_of(chosen.synthetic, chosen.acquired, segmentations=both)
-    rows = [("PSNR", f"{found.psnr:.1f} dB"), ("NMSE", f"{found.nmse:.3f}"), ("SSIM", f"{found.ssim:.3f}")]
-    rows += [(f"Dice {name}", f"{value:.3f}") for name, value in (found.dice or {}).items()]
+    rows = []
+    if chosen.acquired is not None:
+        found = metrics_of(chosen.synthetic, chosen.acquired)
+        rows += [("PSNR", f"{found.psnr:.1f} dB"), ("NMSE", f"{found.nmse:.3f}"), ("SSIM", f"{found.ssim:.3f}")]
+    if len(chosen.segmentations) == 2:
+        overlap = dice_of(*chosen.segmentations, reference=chosen.synthetic)
+        rows += [(_("Dice {name}").format(name=name), _share(value)) for name, value in overlap.items()]
     cells = "".join(f"<tr><td>{html.escape(name)}&nbsp;&nbsp;</td><td>{value}</td></tr>" for name, value in rows)
     return f"<table>{cells}</table>"
+
+
+def _share(value: float) -> str:
+    return _("in neither") if math.isnan(value) else f"{value:.3f}"
+
+
+def segmentation_task(parameters: Any, packages: Sequence[ListedPackage]) -> SegmentationTask:
+    """What "Segment both and compare" starts: the synthetic volume, and the acquired one or, without it, the source.
+
+    Raises:
+        InputError: a volume is lacking.
+        ModelPackageError: no package has a segmenter.
+    """
+    chosen, choices = comparison_of(parameters), choices_of(parameters)
+    package = segmenting_package(choices, packages)
+    other = {_("Acquired"): chosen.acquired} if chosen.acquired is not None else {_("Source"): chosen.source}
+    return SegmentationTask({_("Synthetic"): chosen.synthetic, **other}, package, choices.device, choices.replace)
+
+
+def can_segment(parameters: Any, packages: Sequence[ListedPackage]) -> bool:
+    """Whether "Segment both and compare" has something to start."""
+    chosen = (_in_scene(parameters.compareSource), _in_scene(parameters.compareSynthetic))
+    return None not in chosen and any(each.package is not None and each.package.has_segmenter for each in packages)
+
+
+def segmenting_package(choices: Choices, packages: Sequence[ListedPackage]) -> ModelPackage:
+    """The chosen package if it has a segmenter, else the first that has one.
+
+    Raises:
+        ModelPackageError: none has.
+    """
+    for each in (chosen_package(choices, packages), *packages):
+        if each is not None and each.package is not None and each.package.has_segmenter:
+            return each.package
+    raise ModelPackageError(_("No model has a segmenter: install a model package that has one."))
 
 
 def compared_with(node: Any) -> Any:

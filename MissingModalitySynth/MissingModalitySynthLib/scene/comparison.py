@@ -111,4 +111,5 @@ def _mask(segmentation: Any, segment: str, reference: Any) -> np.ndarray:
     )
     size = resampled.GetDimensions()
     voxels = vtk_to_numpy(resampled.GetPointData().GetScalars()).reshape(size, order="F")
-    return (voxels > 0).astype(np.uint8)
+    # segments may share one label map, in which each has a value of its own
+    return (voxels == segmentation.GetSegmentation().GetSegment(segment).GetLabelValue()).astype(np.uint8)

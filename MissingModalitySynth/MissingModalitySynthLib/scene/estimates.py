@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..model_package import ModelPackage
+from ..package_format import ZERO_SHOT
 
 if TYPE_CHECKING:
     from ..volume import Geometry
@@ -26,6 +27,8 @@ _SECONDS_PER_MEGAVOXEL = 0.25
 _SECONDS_AT_LEAST = 1.0
 _BYTES_PER_VALUE = 2  # bfloat16; devices without it take twice as much
 _LIVE_ACTIVATIONS = 12  # as in translators/base.py
+_GUIDANCE_SECONDS_PER_MEGAVOXEL = 0.8  # a step's gradient of the local mutual information, on the CPU
+_GUIDANCE_BYTES_PER_VOXEL = 24  # and bin: weights of two images and their gradients, float32
 _ARRAYS_OF_A_VOLUME = 6  # native and canonical, with mask and temporaries
 _PROCESS_BYTES = 500e6  # Python with torch
 STARTING_SECONDS = 6.0  # until a new worker has loaded torch and the model
@@ -77,6 +80,11 @@ def key_of(package: ModelPackage, method: str, device: str) -> str:
     return f"{package.digest[:16]} {method} {device}"
 
 
+def is_iterative(method: str, configuration: Mapping[str, Any]) -> bool:
+    """Whether the number of steps means anything to a method with these keywords."""
+    return method == ZERO_SHOT or "denoiser" in configuration
+
+
 def estimate(
     package: ModelPackage,
     method: str,
@@ -106,15 +114,19 @@ def estimate(
     voxels = native * math.prod(geometry.spacing) / math.prod(package.spacing)
     latent = voxels / _first_stage_factor(configuration.get("first_stage", {})) ** 3
     width = _width(configuration)
-    iterative = "denoiser" in configuration
-    evaluations = (steps or configuration.get("steps", 2)) if iterative else 1
-    work = 2 * 27 * width**2 * latent * targets * (evaluations * samples + (sources if iterative else 0))
+    evaluations = (steps or configuration.get("steps", 2)) if is_iterative(method, configuration) else 1
+    work = 2 * 27 * width**2 * latent * targets * (evaluations * samples + sources * ("denoiser" in configuration))
     kind = device.partition(":")[0]
     megavoxels = (native + voxels) / 1e6 * (sources + targets) / 2
     seconds = _SECONDS_AT_LEAST + megavoxels * _SECONDS_PER_MEGAVOXEL + work / _SPEED.get(kind, _SPEED["cpu"])
 
     weights = sum((package.path / path).stat().st_size for path in _weights(package, method)) * 2  # fp16 to fp32
     memory = weights + latent * width * _BYTES_PER_VALUE * _LIVE_ACTIVATIONS
+    if method == ZERO_SHOT:  # with a gradient in each step that lies within the guided range of times
+        first, last = configuration.get("guidance_range", (0.0, 1.0)) if configuration.get("guidance") else (0.0, 0.0)
+        guided = math.ceil(evaluations * (last - first)) * samples * targets * voxels / 1e6
+        seconds += guided * _GUIDANCE_SECONDS_PER_MEGAVOXEL * _SPEED["cpu"] / _SPEED.get(kind, _SPEED["cpu"])
+        memory += voxels * configuration.get("bins", 8) * _GUIDANCE_BYTES_PER_VOXEL
     if kind == "cpu":
         memory += _PROCESS_BYTES + 4 * (native + voxels) * _ARRAYS_OF_A_VOLUME * (sources + targets) / 2
     ratio = measured.ratio(key_of(package, method, device)) if measured else None

@@ -8,7 +8,7 @@ restores that list, and nothing else of theirs is touched.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from .compare_layout import PREFIX
@@ -32,20 +32,28 @@ class SegmentationOutlines:
         self._settings: dict[str, tuple[bool, float]] = {}
         self._observations = Observations()
 
-    def show(self, segmentations: Iterable[Any], columns: Mapping[str, Sequence[str]]) -> None:
-        """Outline segmentations on all columns.
+    def show(
+        self,
+        segmentations: Iterable[Any],
+        columns: Mapping[str, Sequence[str]],
+        columns_of: Callable[[Any], Collection[str]] | None = None,
+    ) -> None:
+        """Outline segmentations on all columns, or on some.
 
         Args:
             segmentations: vtkMRMLSegmentationNodes of the scene, under any transform; others are not seen in the views.
             columns: the IDs of the views of each column, by the column's name.
+            columns_of: segmentation -> names of the columns that it is outlined on; all where left out.
         """
         self.hide()
         compared = {view for views in columns.values() for view in views}
         self._keep_out(compared)
         for segmentation in segmentations:
             own = segmentation.GetDisplayNode()
+            chosen = columns if columns_of is None else columns_of(segmentation)
             for column, views in columns.items():
-                self._displays.append((column, own, self._add(segmentation, own, column, views)))
+                if column in chosen:
+                    self._displays.append((column, own, self._add(segmentation, own, column, views)))
             if own:
                 self._observations.add(own, "ModifiedEvent", self._on_own_display)
 

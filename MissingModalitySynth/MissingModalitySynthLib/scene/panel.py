@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import InputError, SynthesisError
-from ..modality import DISPLAY
-from ..model_package import ListedPackage
+from ..modality import DISPLAY, OTHER, shown_name
+from ..model_package import ListedPackage, ModelPackage
+from ..package_format import ZERO_SHOT
 from ..worker.jobs import START, WorkerInfo
-from .choices import ROWS, UNKNOWN, Choices, chosen_method, chosen_package, task_of
-from .estimates import STARTING_SECONDS
+from .choices import OTHER_CHOICE, ROWS, UNKNOWN, Choices, chosen_method, chosen_package, offered_methods, task_of
+from .estimates import STARTING_SECONDS, is_iterative
 from .provenance import is_synthetic, provenance_of, synthetic_nodes, synthetic_results
 from .session import Session, Task, cost_of, device_of, duration
 from .translation import _
@@ -24,7 +25,7 @@ from .volumes import check_scalar, geometry_of
 _GIGABYTE = 1e9
 _METHODS = {
     "aldm": _("ALDM"),
-    "midiffusion": _("MIDiffusion"),
+    "midiffusion": _("MIDiffusion (zero-shot)"),
     "regression": _("Regression (one step)"),
 }
 
@@ -45,6 +46,7 @@ class View:
     Attributes:
         input_rows: how many rows for source volumes are shown.
         targets: modalities that can be ticked.
+        offer: why only zero-shot methods and their targets are offered; empty if others are too.
         packages, methods, devices, references: entries of the combo boxes.
         package, method, device, reference: keys of the current entries.
         iterative: whether the number of steps means anything.
@@ -62,6 +64,7 @@ class View:
 
     input_rows: int
     targets: tuple[str, ...]
+    offer: str
     packages: tuple[Option, ...]
     package: str
     methods: tuple[Option, ...]
@@ -97,7 +100,7 @@ def view_of(
     package = listed.package if listed else None
     method = chosen_method(choices, package)
     given = {modality for _node, modality in choices.sources}
-    targets = tuple(name for name in package.targets if name not in given) if package else ()
+    targets = tuple(name for name in package.targets_of(method) if name not in given) if method else ()
     devices = _devices(session.client.info)
     device = choices.device if choices.device in {each.key for each in devices} else "auto"
     references = tuple(Option(modality, _on_grid_of(node, modality)) for node, modality in choices.sources)
@@ -108,15 +111,16 @@ def view_of(
     return View(
         input_rows=min(len(choices.sources) + 1, ROWS),
         targets=targets,
+        offer=_offer(choices, package, method),
         packages=tuple(_package_option(each) for each in packages),
         package=listed.name if listed else "",
-        methods=tuple(Option(name, _METHODS.get(name, name)) for name in package.methods) if package else (),
+        methods=tuple(Option(name, _METHODS.get(name, name)) for name in offered_methods(choices, package)),
         method=method,
         devices=devices,
         device=device,
         references=references,
         reference=reference or (references[0].key if references else ""),
-        iterative=package is not None and "denoiser" in package.configuration(method),
+        iterative=method != "" and is_iterative(method, package.configuration(method)),
         estimate="" if reason or session.running else _estimate(task_of(choices, packages), session),
         can_start=not reason and not session.running,
         reason="" if session.running else reason,
@@ -151,7 +155,17 @@ def _devices(info: WorkerInfo | None) -> tuple[Option, ...]:
 
 
 def _on_grid_of(node: Any, modality: str) -> str:
-    return _("Same as {name} ({modality})").format(name=node.GetName(), modality=modality)
+    return _("Same as {name} ({modality})").format(name=node.GetName(), modality=shown_name(modality))
+
+
+def _offer(choices: Choices, package: ModelPackage | None, method: str) -> str:
+    """Why only zero-shot methods and their targets are offered; empty if others are too."""
+    if method != ZERO_SHOT or not package.sources:
+        return ""
+    paired = (*package.sources, UNKNOWN)
+    unlisted = [node.GetName() for node, modality in choices.sources if modality not in paired]
+    text = _("Only zero-shot synthesis starts from a contrast like that of '{name}': nothing else is offered.")
+    return text.format(name=unlisted[0]) if unlisted else ""
 
 
 def _reason(choices: Choices, listed: ListedPackage | None, info: WorkerInfo | None) -> str:
@@ -173,17 +187,28 @@ def _reason(choices: Choices, listed: ListedPackage | None, info: WorkerInfo | N
         except SynthesisError as error:
             return str(error)
         if modality == UNKNOWN:
-            return _("The contrast of '{name}' is not known: choose it beside the volume.").format(name=name)
+            if not package.zero_shot_targets:
+                return _("The contrast of '{name}' is not known: choose it beside the volume.").format(name=name)
+            return _(
+                "The contrast of '{name}' is not known: choose it beside the volume, or '{other}' if it is not listed."
+            ).format(name=name, other=OTHER_CHOICE)
         if modality in used:
             return _("'{first}' and '{second}' are both {modality}: keep one of them.").format(
-                first=used[modality], second=name, modality=modality
+                first=used[modality], second=name, modality=shown_name(modality)
             )
-        if modality not in package.sources:
+        if modality == OTHER and not package.zero_shot_targets:
+            return _("This model cannot start from '{name}': choose its contrast, or a zero-shot model.").format(
+                name=name
+            )
+        if modality not in package.sources and not package.zero_shot_targets:
             return _("This model cannot start from {modality}, only from {known}.").format(
                 modality=modality, known=", ".join(package.sources)
             )
         used[modality] = name
-    if not any(name in package.targets and name not in used for name in choices.targets):
+    method = chosen_method(choices, package)
+    if method == ZERO_SHOT and len(used) > 1:
+        return _("Zero-shot synthesis starts from one volume: keep one under Inputs.")
+    if not any(name in package.targets_of(method) and name not in used for name in choices.targets):
         return _("Tick at least one contrast to synthesize.")
     for each in info.devices if info else ():
         if each.name == choices.device and not each.works:
@@ -235,6 +260,7 @@ def _stage(session: Session) -> str:
         "step 1 of 1": _("Computing"),
         "decode": _("Decoding"),
         "native grid": _("Returning to the volume's grid"),
+        "segment": _("Segmenting"),
     }
     text = stages.get(progress.stage, progress.stage.capitalize())
     return _with_time(text, progress.seconds_left)

@@ -38,12 +38,17 @@ def mark(node, provenance: Mapping[str, Any]) -> None:
         node: a volume node.
         provenance: as the engine gives it, JSON-serialisable; a standard deviation has the entries of ``DEVIATION``.
     """
+    record(node, provenance)
+    node.SetAttribute(SYNTHETIC, "1")
+
+
+def record(node, provenance: Mapping[str, Any]) -> None:
+    """Make any node say how it was made; what it said before is dropped."""
     for name in node.GetAttributeNames():
         if name.startswith(PREFIX):
             node.RemoveAttribute(name)
     for key, value in provenance.items():
         node.SetAttribute(PREFIX + key, value if isinstance(value, str) else json.dumps(value))
-    node.SetAttribute(SYNTHETIC, "1")
     node.SetAttribute(_RECORD, json.dumps(provenance))
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from ..errors import GeometryError, InputError
+from ..modality import shown_name
 from .display import show_contrast, show_deviation
 from .provenance import (
     DEVIATION,
@@ -67,12 +68,12 @@ def add_results(
         InputError: a source was removed or emptied, or the scene closed, during the run.
         GeometryError: the reference's grid is no longer the one that the results were made on.
     """
-    _check_sources(scene, sources)
+    check_sources(scene, sources)
     base = sources[reference]
     for result in results.values():
-        _check_grid(result.volume.geometry, base)
+        check_grid(result.volume.geometry, base)
     scene.SaveStateForUndo()
-    with _batch(scene), ExitStack() as rollback:
+    with batch(scene), ExitStack() as rollback:
         nodes, outdated = [], []
         for target, result in results.items():
             old = _earlier(scene, target, sources, base) if replace else None
@@ -94,7 +95,7 @@ def remove_results(scene, nodes: Iterable) -> None:
     """Remove synthesized volumes with their standard deviations and displays; one undo step where undo is on."""
     nodes = list(nodes)
     scene.SaveStateForUndo()
-    with _batch(scene):
+    with batch(scene):
         for node in nodes:
             for each in (deviation_of(node), node):
                 if each is not None:
@@ -138,7 +139,7 @@ class _About:
     @property
     def name(self) -> str:
         what = self.target if self.mean is None else f"{self.target} SD"
-        return f"{what} (synthetic from {', '.join(self.sources)})"
+        return f"{what} (synthetic from {', '.join(map(shown_name, self.sources))})"
 
 
 def _put(scene, old, volume: Volume, about: _About, rollback: ExitStack):
@@ -182,16 +183,17 @@ def _remove(scene, node) -> None:
             scene.RemoveNode(each)
 
 
-def _check_sources(scene, sources: Mapping[str, Any]) -> None:
+def check_sources(scene, sources: Mapping[str, Any]) -> None:
+    """InputError unless all nodes that a run started from are still there."""
     for modality, node in sources.items():
         if not scene.IsNodePresent(node):
             raise InputError(
-                f"The {modality} '{node.GetName()}' was removed or the scene closed during the run, so nothing was "
-                "added: load it again and run again."
+                f"The {shown_name(modality)} '{node.GetName()}' was removed or the scene closed during the run, so "
+                "nothing was added: load it again and run again."
             )
 
 
-def _check_grid(made: Geometry, base) -> None:
+def check_grid(made: Geometry, base) -> None:
     """Refuse a result that was made on another grid than the node has now, unless only the spacing was to differ."""
     now = geometry_of(base)
     if made.matches(now):
@@ -215,7 +217,7 @@ def _earlier(scene, target: str, sources: Mapping[str, Any], base):
 
 
 @contextmanager
-def _batch(scene) -> Iterator[None]:
+def batch(scene) -> Iterator[None]:
     """Let viewers and widgets wait until all changes are made."""
     scene.StartState(scene.BatchProcessState)
     try:

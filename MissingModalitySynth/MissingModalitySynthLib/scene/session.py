@@ -16,7 +16,7 @@ from ..errors import (
     SynthesisError,
     WorkerError,
 )
-from ..modality import canonical_name
+from ..modality import canonical_name, source_name
 from ..model_package import ModelPackage
 from ..worker.client import WorkerClient
 from ..worker.failures import Failure
@@ -24,6 +24,7 @@ from ..worker.jobs import START, Job, TargetResult
 from .estimates import Estimate, MeasuredRuns, estimate, key_of
 from .results import add_results
 from .run_progress import RunProgress
+from .segmentations import SegmentationTask
 from .translation import _
 from .volumes import volumes_of
 
@@ -36,6 +37,7 @@ _ERRORS = {
     "bad_input": InputError,
     "damaged_model": ModelPackageError,
     "disk": OutputError,
+    "diverged": SynthesisError,  # a DivergenceError has what only the worker's process knows
     "out_of_memory": OutOfMemoryError,
 }
 
@@ -45,10 +47,11 @@ class Task:
     """What is to be made from which nodes.
 
     Attributes:
-        sources: acquired volume nodes of one scene, by modality.
+        sources: acquired volume nodes of one scene, by modality; "other" is of unknown or of no listed contrast.
         targets: modalities to make.
         package: the model.
-        method, steps: the package's and the method's default if None.
+        method: one of the package's; if None its default, or the one that knows the sources' modalities.
+        steps: the method's default if None.
         device: "auto", "cpu", "cuda:0" or "mps".
         samples, seed: as in :class:`~..request.Request`.
         reference: modality of the source on whose grid the results are; the first one if None.
@@ -72,6 +75,23 @@ class Task:
     def chosen_reference(self) -> str:
         return self.reference or next(iter(self.sources))
 
+    @property
+    def chosen_method(self) -> str:
+        return self.method or self.package.method_for(self.sources)
+
+    def volumes(self) -> dict[str, Volume]:
+        """In the coordinates of the reference, see ``volumes_of``."""
+        return volumes_of(self.sources, self.chosen_reference)
+
+    def begin(self, client: WorkerClient, volumes: Mapping[str, Volume], listener: Any) -> None:
+        client.synthesize(_job(self, volumes), listener)
+
+    def add(self, scene: slicer.vtkMRMLScene, results: Mapping[str, TargetResult]) -> list[Any]:
+        return add_results(scene, self.sources, self.chosen_reference, results, replace=self.replace)
+
+    def told(self, time: str) -> str:
+        return _("{made} synthesized in {time}.").format(made=", ".join(self.targets), time=time)
+
 
 @dataclass(frozen=True)
 class Message:
@@ -83,10 +103,10 @@ class Message:
 
 @dataclass
 class _Run:
-    task: Task
+    task: Task | SegmentationTask
     scene: slicer.vtkMRMLScene
     progress: RunProgress
-    geometry: Geometry  # of the reference
+    geometry: Geometry | None  # of the reference of a synthesis
     started: float
     computing: float | None = None  # when the engine began; before, the worker may have to start and load torch
     observers: list[int] = field(default_factory=list)
@@ -132,7 +152,7 @@ class Session:
     def progress(self) -> RunProgress | None:
         return self._run.progress if self._run else None
 
-    def start(self, task: Task) -> None:
+    def start(self, task: Task | SegmentationTask) -> None:
         """Begin; :attr:`on_change` tells of all that follows.
 
         Raises:
@@ -148,17 +168,14 @@ class Session:
         scene, *others = {node.GetScene() for node in task.sources.values()}
         if scene is None or others:
             raise InputError(_("All source volumes must be in one scene."))
-        task = replace(
-            task,
-            sources={canonical_name(modality): node for modality, node in task.sources.items()},
-            targets=tuple(dict.fromkeys(canonical_name(target) for target in task.targets)),
-            reference=task.reference and canonical_name(task.reference),
-        )
-        volumes = volumes_of(task.sources, task.chosen_reference)
+        if isinstance(task, Task):
+            task = _canonical(task)
+        volumes = task.volumes()
+        geometry = volumes[task.chosen_reference].geometry if isinstance(task, Task) else None
         self.message, self.results, self.error = Message(), [], None
-        self._run = _Run(task, scene, RunProgress(task.targets), volumes[task.chosen_reference].geometry, self._clock())
+        self._run = _Run(task, scene, RunProgress(task.targets), geometry, self._clock())
         try:
-            self.client.synthesize(_job(task, volumes), self)
+            task.begin(self.client, volumes, self)
         except SynthesisError:
             self._run = None
             raise
@@ -196,16 +213,14 @@ class Session:
         if run.stopping:  # it came through while the run was being stopped
             self._fail(Cancelled(run.stopping))
             return
-        task = run.task
-        self._remember(run, results)
+        if isinstance(run.task, Task):
+            self._remember(run, results)
         try:
-            self.results = add_results(run.scene, task.sources, task.chosen_reference, results, replace=task.replace)
+            self.results = run.task.add(run.scene, results)
         except SynthesisError as error:
             self._fail(error)
             return
-        text = _("{made} synthesized in {time}.").format(
-            made=", ".join(task.targets), time=duration(self._clock() - run.started)
-        )
+        text = run.task.told(duration(self._clock() - run.started))
         notices = dict.fromkeys(notice for result in results.values() for notice in result.notices)
         self.tell(Message(" ".join((text, *notices))))
 
@@ -222,7 +237,7 @@ class Session:
         device = next(iter(results.values())).provenance.get("device", "cpu")
         cost = cost_of(run.task, run.geometry, device)
         began = run.started if run.computing is None else run.computing
-        method = run.task.method or run.task.package.default_method
+        method = run.task.chosen_method
         self.measured.add(
             key_of(run.task.package, method, device),
             (self._clock() - began) / cost.seconds,
@@ -278,7 +293,7 @@ def cost_of(task: Task, geometry: Geometry, device: str, measured: MeasuredRuns 
     """Time and memory of a task on a grid."""
     return estimate(
         task.package,
-        task.method or task.package.default_method,
+        task.chosen_method,
         device,
         geometry,
         sources=len(task.sources),
@@ -303,6 +318,16 @@ def duration(seconds: float) -> str:
 def error_of(failure: Failure) -> SynthesisError:
     """What the worker reports, as the error that a script can catch."""
     return _ERRORS.get(failure.kind, WorkerError)(f"{failure.message} {failure.remedy}")
+
+
+def _canonical(task: Task) -> Task:
+    """The task with the names of its contrasts as the engine has them."""
+    return replace(
+        task,
+        sources={source_name(modality): node for modality, node in task.sources.items()},
+        targets=tuple(dict.fromkeys(canonical_name(target) for target in task.targets)),
+        reference=task.reference and source_name(task.reference),
+    )
 
 
 def _job(task: Task, volumes: Mapping[str, Volume]) -> Job:

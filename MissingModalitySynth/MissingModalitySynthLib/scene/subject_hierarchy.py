@@ -8,15 +8,17 @@ _DICOM = "DICOM."
 _LONGEST_DESCRIPTION = 64  # DICOM's LO
 
 
-def place_beside(node, reference) -> None:
+def place_beside(node, reference, plugin: str = "Volumes") -> None:
     """Put a node under the same parent (study) as another, and describe it for a DICOM export.
+
+    ``plugin`` is the name of the subject hierarchy's plugin for such nodes.
 
     Slicer has made an item for the node already, slicer-core has not; ``CreateItem`` serves both.
     """
     hierarchy = _hierarchy(node.GetScene())
     beside = hierarchy.GetItemByDataNode(reference)
     parent = hierarchy.GetItemParent(beside) if beside else hierarchy.GetSceneItemID()
-    item = hierarchy.CreateItem(parent, node, "Volumes")
+    item = hierarchy.CreateItem(parent, node, plugin)
     description = f"{node.GetName()}, not for diagnosis"[:_LONGEST_DESCRIPTION]
     tags = {
         "SeriesDescription": description,

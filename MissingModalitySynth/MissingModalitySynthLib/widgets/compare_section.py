@@ -7,7 +7,7 @@ from typing import Any
 
 import slicer
 
-from ..scene.compare_choices import compared_with, comparison_of, metrics_text
+from ..scene.compare_choices import can_segment, compared_with, comparison_of, metrics_text, segmentation_task
 from ..scene.compare_layout import COLUMNS
 from ..scene.provenance import SYNTHETIC
 from ..scene.translation import _
@@ -26,9 +26,11 @@ class CompareSection:
     def __init__(self, ui: Any, context: Context) -> None:
         self._ui, self._context = ui, context
         self._view = self._shown = self._measured = None
+        self._segmenting = False
         ui.compareSyntheticSelector.addAttribute("vtkMRMLScalarVolumeNode", SYNTHETIC, "1")
         ui.startCompareButton.connect("clicked(bool)", lambda checked: self.open())
         ui.closeCompareButton.connect("clicked(bool)", lambda checked: self.close())
+        ui.segmentButton.connect("clicked(bool)", self._segment)
         ui.flickerButton.connect("clicked(bool)", self._flicker)
         ui.fadeSlider.connect("valueChanged(double)", self._fade)
         for column in COLUMNS:
@@ -64,7 +66,7 @@ class CompareSection:
             )
             self._ui.fadeSlider.value = self._view.fade
             self._outline()
-            if chosen.acquired is None:
+            if not chosen.has_metrics:
                 self._ui.metricsLabel.text = ""
             elif anew or chosen.measured != self._measured:
                 self._ui.metricsLabel.text = _("Measuring...")
@@ -73,12 +75,24 @@ class CompareSection:
 
     def _measure(self) -> None:
         """Fill in the metrics, which take a second or two."""
-        if self._view.visible and self._shown.acquired is not None:
+        if self._view.visible and self._shown.has_metrics:
             self._ui.metricsLabel.text = ""
             with self._context.problems():
                 self._ui.metricsLabel.text = metrics_text(self._shown)
             self._measured = self._shown.measured
             self.enable()
+
+    def _segment(self, _checked: bool = False) -> None:
+        logic = self._context.logic
+        with self._context.problems():
+            logic.start(segmentation_task(self._context.parameters, self._context.packages))
+            self._segmenting = True
+
+    def _segmented(self, nodes: Sequence[Any]) -> None:
+        """Outline both segmentations and measure their overlap."""
+        parameters = self._context.parameters
+        parameters.segmentation, parameters.otherSegmentation = nodes
+        self.open()
 
     def replaced(self, nodes: Sequence[Any]) -> None:
         """Volumes have new voxels: a comparison of one of them is shown anew."""
@@ -94,6 +108,13 @@ class CompareSection:
         """Follow the choices, above all while the comparison is shown."""
         for selector in (self._ui.compareSourceSelector, self._ui.compareAcquiredSelector):
             offer_all_but(self._context.view.no_inputs, selector)
+        session = self._context.logic.session
+        if self._segmenting and not session.running:
+            self._segmenting = False
+            if session.results:
+                self._segmented(session.results)
+        possible = can_segment(self._context.parameters, self._context.packages)
+        self._ui.segmentButton.enabled = possible and not session.running
         outlined = self._ui.segmentationSelector.currentNode() is not None
         self._ui.otherSegmentationLabel.visible = self._ui.otherSegmentationSelector.visible = outlined
         if self._view is not None and self._view.visible and self._context.parameters is not None:

@@ -41,6 +41,8 @@ class RunSection:
             getattr(ui, f"modalityComboBox{n}").visible = n <= given
         for name in MODALITIES:
             getattr(ui, f"target{name}CheckBox").visible = name in view.targets
+        ui.offerLabel.text = view.offer
+        ui.offerLabel.visible = bool(view.offer)
         for name in _OPTIONS:
             options, old = getattr(view, f"{name}s"), getattr(before, f"{name}s") if before else ()
             _fill(getattr(ui, f"{name}ComboBox"), options, getattr(view, name), refill=options != old)

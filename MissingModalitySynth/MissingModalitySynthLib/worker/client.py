@@ -14,7 +14,7 @@ from typing import Any
 from ..errors import SynthesisError, WorkerError
 from .exchange import create_folder, describe, read_array, remove_folder, restore, write_array
 from .failures import CANCELLED, Failure, failure, failure_of
-from .jobs import DeviceInfo, Job, Listener, TargetResult, WorkerInfo
+from .jobs import DeviceInfo, Job, Listener, SegmentationJob, TargetResult, WorkerInfo
 from .protocol import PROTOCOL_VERSION, LineBuffer, ProtocolError, check_version, decode, encode
 from .transports import Transport
 
@@ -29,7 +29,7 @@ class _Running:
     """The job under way: written, then sent, then answered, then read."""
 
     id: int
-    job: Job
+    job: Job | SegmentationJob
     listener: Listener
     folder: Path
     message: bytes | None = None
@@ -106,10 +106,17 @@ class WorkerClient:
             WorkerError: another job is running.
             OutputError: the temporary folder cannot be written.
         """
+        self._begin(job, listener, (os.fspath(job.package), job.method))
+
+    def segment(self, job: SegmentationJob, listener: Listener) -> None:
+        """As :meth:`synthesize`, for label maps: the results are by the keys of the job's sources."""
+        self._begin(job, listener, (None, None))
+
+    def _begin(self, job: Job | SegmentationJob, listener: Listener, wanted: tuple[str | None, str | None]) -> None:
         if self._running is not None:
-            raise WorkerError("A synthesis is running already: wait until it is done, or cancel it.")
+            raise WorkerError("A job is running already: wait until it is done, or cancel it.")
         if not self._alive:
-            self._wanted = (os.fspath(job.package), job.method)
+            self._wanted = wanted
             self._launch()
         self._jobs += 1
         running = _Running(self._jobs, job, listener, self._folder / f"job-{self._jobs}")
@@ -372,13 +379,13 @@ def _write(running: _Running) -> Generator[None, None, bytes]:
         file = folder / f"source-{number}.npy"
         yield from write_array(volume.array, file)
         sources[modality] = describe(volume, file)
+    common = {"id": running.id, "folder": os.fspath(folder), "sources": sources, "package": os.fspath(job.package)}
+    if isinstance(job, SegmentationJob):
+        return encode("segment", device=job.device, **common)
     return encode(
         "synthesize",
-        id=running.id,
-        folder=os.fspath(folder),
-        sources=sources,
+        **common,
         targets=list(job.targets),
-        package=os.fspath(job.package),
         method=job.method,
         device=job.device,
         steps=None if job.steps is None else int(job.steps),

@@ -21,6 +21,7 @@ from ..errors import Cancelled, InputError
 from ..model_package import load_package
 from ..progress import Progress
 from ..request import Request
+from ..segmentation import segment_all
 from ..synthesis import load_translator, synthesize
 from ..volume import Geometry, Volume
 from .exchange import describe, restore
@@ -93,6 +94,26 @@ def run(
             "provenance": result.provenance[target],
         }
     return {"targets": targets, "notices": result.notices}
+
+
+def segment(
+    message: Mapping[str, Any], progress: Callable[[Progress], None], cancelled: Callable[[], bool]
+) -> dict[str, Any]:
+    """Do what a "segment" message asks for; the fields of the "result" message, with the sources' keys as targets.
+
+    Raises:
+        SynthesisError: see :func:`~..segmentation.segment_all`.
+        OSError: a file cannot be read or written.
+    """
+    folder = Path(message["folder"])
+    volumes = {key: _read(folder, fields) for key, fields in message["sources"].items()}
+    package = load_package(Path(message["package"]))
+    found = segment_all(volumes, package, device=message["device"], progress=progress, cancelled=cancelled)
+    targets = {}
+    for number, (key, labels) in enumerate(found.labels.items()):
+        written = _write(labels, folder / f"result-{number}.npy")
+        targets[key] = {"volume": written, "std": None, "provenance": found.provenance[key]}
+    return {"targets": targets, "notices": found.notices}
 
 
 def release_memory() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..errors import InputError, ModelPackageError, OutOfMemoryError, OutputError
+from ..errors import DivergenceError, InputError, ModelPackageError, OutOfMemoryError, OutputError
 from .protocol import ProtocolError
 
 CANCELLED = "cancelled"  # how the worker confirms that it stopped; no failure
@@ -15,6 +15,7 @@ REMEDIES = {
     "installation": "The installation check says what is missing or damaged, and what to do; then run again.",
     "damaged_model": "Choose another model or method, or install the model package again.",
     "bad_input": "Change the volume or the option that the message names, then run again.",
+    "diverged": "Nothing was kept; run again with more steps, another seed or another method.",
     "disk": "Free space on the disk of the temporary folder, then run again.",
     "worker_died": (
         "Run again, a new worker is started; if it dies again, memory has probably run out: close other programs or "
@@ -69,6 +70,8 @@ def failure_of(error: BaseException) -> Failure:
         return failure("damaged_model", str(error))
     if isinstance(error, InputError):
         return failure("bad_input", str(error))
+    if isinstance(error, DivergenceError):
+        return failure("diverged", str(error))
     if isinstance(error, ProtocolError):
         return failure("protocol", str(error))
     if isinstance(error, ImportError):

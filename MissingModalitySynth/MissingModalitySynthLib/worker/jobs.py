@@ -20,7 +20,7 @@ class Job:
     """What is to be made from what.
 
     Attributes:
-        sources: acquired volumes by modality, of any real number type; they are read until the worker has begun.
+        sources: acquired volumes by modality (or "other"), of any real number type; read until the worker has begun.
         targets: modalities to make.
         package: folder of the model package.
         method: one of its methods; its default if None.
@@ -45,11 +45,26 @@ class Job:
 
 
 @dataclass(frozen=True)
-class TargetResult:
-    """What was made for one target.
+class SegmentationJob:
+    """What is to be segmented; its results are label maps by the same keys.
 
     Attributes:
-        volume: float32 on the reference's exact grid.
+        sources: acquired or synthetic volumes by any key, of any real number type; read until the worker has begun.
+        package: folder of a model package with a segmenter.
+        device: ``auto``, ``cpu``, ``cuda:N`` or ``mps``.
+    """
+
+    sources: Mapping[str, Volume]
+    package: Path
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class TargetResult:
+    """What was made for one target, or of one volume that was segmented.
+
+    Attributes:
+        volume: float32 on the reference's exact grid; or a label map, uint8, on the volume's own.
         std: standard deviation over the samples, in the same units; None for one sample.
         provenance: everything that is needed to tell where the volume came from, as plain data.
         notices: sentences about what was done differently from what was asked.
@@ -64,7 +79,7 @@ class TargetResult:
 class Listener(Protocol):
     """Follows one job. Exactly one of ``on_result``, ``on_failure`` and ``on_cancelled`` is called, once, at its end.
 
-    All are called in the caller's thread, and never from within ``synthesize`` or ``cancel``.
+    All are called in the caller's thread, and never from within ``synthesize``, ``segment`` or ``cancel``.
     """
 
     def on_progress(self, stage: str, fraction: float, target: str | None, seconds_left: float | None) -> None: ...

@@ -10,6 +10,7 @@ hello        worker      protocol, version, python, pid: at once; again with tor
 load         client      package, method (both may be null): import torch and load the weights
 load         worker      package: done
 synthesize   client      id, folder, sources, targets, package, method, device, steps, samples, seed, reference, spacing
+segment      client      id, folder, sources, package, device
 progress     worker      id, stage, fraction, target, seconds_left
 result       worker      id, targets, notices: the files are complete
 error        worker      id (null if it concerns no job), error: a kind of ``failures`` or "cancelled"; message, remedy

@@ -94,10 +94,10 @@ class Server:
             self._fail(job, ProtocolError(f"The worker was asked to {kind} before it was greeted."))
         elif kind == "load":
             self._tasks.put(message)
-        elif kind == "synthesize" and self._job is not None:
+        elif kind in ("synthesize", "segment") and self._job is not None:
             busy = f"The worker is busy with job {self._job}; job {job} was refused."
             self._fail(job, ProtocolError(busy))
-        elif kind == "synthesize":
+        elif kind in ("synthesize", "segment"):
             self._job = job
             self._cancelled.clear()
             self._report(job, Progress(START, 0.0))
@@ -152,7 +152,7 @@ class Server:
             if message["kind"] == "load":
                 self._attempt(None, self._load, message)
             else:
-                self._attempt(message["id"], self._synthesize, message)
+                self._attempt(message["id"], self._run, message)
 
     def _rest(self) -> Mapping[str, Any]:
         """The next message, after a while without any: until it comes, other programs have the memory."""
@@ -179,9 +179,10 @@ class Server:
         computing.load(message["package"], message["method"])
         self._send("load", package=message["package"])
 
-    def _synthesize(self, message: Mapping[str, Any]) -> None:
-        job = message["id"]
-        fields = _computing().run(message, lambda progress: self._report(job, progress), self._cancelled.is_set)
+    def _run(self, message: Mapping[str, Any]) -> None:
+        job, computing = message["id"], _computing()
+        task = computing.segment if message["kind"] == "segment" else computing.run
+        fields = task(message, lambda progress: self._report(job, progress), self._cancelled.is_set)
         self._job = None  # before the client knows, which may send the next one at once
         self._send("result", id=job, **fields)
 

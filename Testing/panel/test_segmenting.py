@@ -1,0 +1,109 @@
+"""The button "Segment both and compare": when it can be pressed, what it makes, and how it ends."""
+
+import sys
+
+import pytest
+import slicer
+
+from MissingModalitySynthLib.model_package import ListedPackage, load_package
+from MissingModalitySynthLib.scene.segmentations import segmented_volume_of
+
+story = sys.modules["panel_story"]
+
+
+@pytest.fixture
+def segmenting(panel, segmenting_package):
+    """The panel with a model that has a segmenter, and a synthetic T2 that is compared with its T1."""
+    source = story.add_head()
+    panel.settle()
+    panel.begin("T2")
+    (made,) = panel.finish()
+    package = load_package(segmenting_package)
+    listed = (*panel.widget.context.packages, ListedPackage(package.name, package.path, False, package))
+    panel.widget.context.packages = listed
+    panel.widget.render()
+    panel.settle()
+    panel.source, panel.made = source, made
+    return panel
+
+
+def segmentations():
+    kind = "vtkMRMLSegmentationNode"
+    return [slicer.mrmlScene.GetNthNodeByClass(n, kind) for n in range(slicer.mrmlScene.GetNumberOfNodesByClass(kind))]
+
+
+def test_without_a_segmenter_the_button_is_grey(panel):
+    story.add_head()
+    panel.settle()
+    panel.widget.context.packages = tuple(
+        each for each in panel.widget.context.packages if not (each.package and each.package.has_segmenter)
+    )
+    panel.widget.render()
+    assert not panel.ui.segmentButton.enabled
+
+
+def test_without_volumes_the_button_is_grey(segmenting):
+    assert segmenting.ui.segmentButton.enabled
+    segmenting.ui.compareSyntheticSelector.setCurrentNode(None)
+    segmenting.settle()
+    assert not segmenting.ui.segmentButton.enabled
+
+
+def test_both_volumes_are_segmented_outlined_and_compared(segmenting):
+    panel = segmenting
+    panel.click("segmentButton")
+    assert panel.logic.session.running and not panel.ui.segmentButton.enabled
+    assert "Cancel" in panel.ui.applyButton.text.replace("&", "")
+    synthetic, source = panel.finish()
+    assert [segmented_volume_of(node) for node in (synthetic, source)] == [panel.made, panel.source]
+    assert segmentations() == [synthetic, source]
+    assert panel.ui.segmentationSelector.currentNode() is synthetic
+    assert panel.ui.otherSegmentationSelector.currentNode() is source
+    assert "segmented in" in panel.ui.messageLabel.text
+    panel.wait(lambda: "Dice" in panel.ui.metricsLabel.text, "the overlap")
+    for name in ("CSF", "grey matter", "white matter", "deep grey matter", "lesion"):
+        assert f"Dice {name}" in panel.ui.metricsLabel.text
+    assert "PSNR" not in panel.ui.metricsLabel.text  # nothing was acquired
+    panel.click("segmentButton")
+    assert panel.finish() == [synthetic, source]  # the earlier ones give way
+    panel.click("closeCompareButton")
+
+
+def test_the_acquired_volume_comes_before_the_source(segmenting):
+    panel = segmenting
+    acquired = story.add_head("Patient 7 T2")
+    panel.settle()
+    panel.ui.compareAcquiredSelector.setCurrentNode(acquired)
+    panel.settle()
+    panel.click("segmentButton")
+    synthetic, other = panel.finish()
+    assert [segmented_volume_of(node) for node in (synthetic, other)] == [panel.made, acquired]
+    panel.wait(lambda: "Dice" in panel.ui.metricsLabel.text, "the overlap")
+    assert "PSNR" in panel.ui.metricsLabel.text
+    panel.click("closeCompareButton")
+
+
+def test_cancelling_adds_nothing_and_another_run_works(segmenting):
+    panel = segmenting
+    panel.click("segmentButton")
+    panel.click("applyButton")
+    panel.wait(lambda: not panel.logic.session.running, "the end of cancelling")
+    assert segmentations() == []
+    assert "Cancelled" in panel.ui.messageLabel.text
+    panel.click("segmentButton")
+    assert len(panel.finish()) == 2
+
+
+def test_a_volume_that_is_removed_meanwhile_adds_nothing(segmenting):
+    panel = segmenting
+    panel.click("segmentButton")
+    slicer.mrmlScene.RemoveNode(panel.source)
+    panel.wait(lambda: not panel.logic.session.running, "the end of the run")
+    assert segmentations() == []
+    assert "Patient 7 T1" in panel.ui.messageLabel.text
+
+
+def test_a_script_segments_volumes(segmenting, segmenting_package):
+    logic = type(segmenting.logic)()
+    made = logic.segment([segmenting.source, segmenting.made], package=segmenting_package)
+    assert [segmented_volume_of(node) for node in made] == [segmenting.source, segmenting.made]
