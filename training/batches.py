@@ -15,12 +15,13 @@ from MissingModalitySynthLib.modality import MODALITIES
 
 from .loop import generator_at
 from .simulation.anatomy import Anatomy
-from .simulation.randomness import uniform
+from .simulation.randomness import chance, uniform
 from .simulation.simulator import Simulation, simulate
 
 # Chances of one, two, three sources: the hardest case is the commonest in use.
 SOURCE_COUNTS = (0.65, 0.25, 0.10)
 GAIN_JITTER = 0.12
+BLACK_CHANCE, BLACK_LEVEL = 0.4, 0.25
 KEPT_CASES = 8  # at most so many heads of a small data set are kept in memory
 
 
@@ -88,6 +89,15 @@ def scaled(image: Tensor, headroom: float = 1.0) -> Tensor:
     return torch.from_numpy(scale(array, whole))[None, None].to(image.device)
 
 
+def black_level(image: Tensor, generator: torch.Generator) -> Tensor:
+    """An image in [-1, 1] as it was, or with up to a quarter of the range cut off at its dark end.
+
+    In some T1s fluid is as dark as the air around a stripped brain: the networks must tell them by where they are.
+    """
+    level = 2 * uniform(generator, 0, BLACK_LEVEL) if chance(generator, BLACK_CHANCE) else 0.0
+    return (image + 1 - level).clamp(min=0) * (2 / (2 - level)) - 1
+
+
 def simulated_pairs(
     anatomies: Sequence[Anatomy],
     generator: torch.Generator,
@@ -138,7 +148,7 @@ def _pair(case: Simulation, sources: Sequence[str], target: str, generator: torc
     images = {}
     for name in sources:
         jitter = uniform(generator, 1 - GAIN_JITTER, 1 + GAIN_JITTER)
-        images[name] = scaled(case.sources[name], jitter * case.source_headroom[name])
+        images[name] = black_level(scaled(case.sources[name], jitter * case.source_headroom[name]), generator)
     labels = case.labels * case.brain_mask if case.protocol["skull_stripped"] else case.labels
     clean = {name: scaled(image, case.target_headroom[name]) for name, image in case.targets.items()}
     return Pair(images, target, clean[target], case.protocol["anatomy"], labels[None, None], clean)

@@ -14,7 +14,7 @@ from monai.transforms import Transform
 from MissingModalitySynthLib.errors import InputError, SynthesisError
 from MissingModalitySynthLib.modality import MODALITIES
 
-from ..batches import GAIN_JITTER, Pair, choose, draw_roles
+from ..batches import GAIN_JITTER, Pair, black_level, choose, draw_roles
 from ..simulation.artefacts import acquire
 from ..simulation.randomness import chance, device_generator, uniform
 from .cache import CanonicalSubject, load_subject
@@ -187,11 +187,11 @@ def _crop(
 
 
 def _acquired_again(image: torch.Tensor, generator: torch.Generator, artefacts: float) -> torch.Tensor:
-    """An image (1, 1, X, Y, Z) in [-1, 1] with artefacts added and its gain changed; exact background stays so."""
+    """An image (1, 1, X, Y, Z) in [-1, 1] with artefacts, another gain and black level; exact background stays so."""
     signal = (image[0, 0] + 1) / 2
     again, _ = acquire(signal, generator, device_generator(generator, image.device), strength=artefacts)
     gain = uniform(generator, 1 - GAIN_JITTER, 1 + GAIN_JITTER)
-    return (2 * gain * again * (signal > 0) - 1).clamp(max=1)[None, None]
+    return black_level((2 * gain * again * (signal > 0) - 1).clamp(max=1)[None, None], generator)
 
 
 def _tensor(image: np.ndarray, device: str) -> torch.Tensor:

@@ -26,7 +26,7 @@ _SPEED = {"cpu": 2.5e11, "mps": 2e12, "cuda": 1.5e13}
 _SECONDS_PER_MEGAVOXEL = 0.25
 _SECONDS_AT_LEAST = 1.0
 _BYTES_PER_VALUE = 2  # bfloat16; devices without it take twice as much
-_LIVE_ACTIVATIONS = 12  # as in translators/base.py
+_LIVE_ACTIVATIONS = {"regression": 4}  # by method, else 12, as the translators have it
 _GUIDANCE_SECONDS_PER_MEGAVOXEL = 0.8  # a step's gradient of the local mutual information, on the CPU
 _GUIDANCE_BYTES_PER_VOXEL = 24  # and bin: weights of two images and their gradients, float32
 _ARRAYS_OF_A_VOLUME = 6  # native and canonical, with mask and temporaries
@@ -121,7 +121,7 @@ def estimate(
     seconds = _SECONDS_AT_LEAST + megavoxels * _SECONDS_PER_MEGAVOXEL + work / _SPEED.get(kind, _SPEED["cpu"])
 
     weights = sum((package.path / path).stat().st_size for path in _weights(package, method)) * 2  # fp16 to fp32
-    memory = weights + latent * width * _BYTES_PER_VALUE * _LIVE_ACTIVATIONS
+    memory = weights + latent * width * _BYTES_PER_VALUE * _LIVE_ACTIVATIONS.get(method, 12)
     if method == ZERO_SHOT:  # with a gradient in each step that lies within the guided range of times
         first, last = configuration.get("guidance_range", (0.0, 1.0)) if configuration.get("guidance") else (0.0, 0.0)
         guided = math.ceil(evaluations * (last - first)) * samples * targets * voxels / 1e6

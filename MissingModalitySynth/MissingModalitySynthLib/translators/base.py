@@ -12,9 +12,6 @@ from torch import nn
 from ..diffusion.samplers import OnStep
 from ..networks.first_stage import FirstStage
 
-# Activations of the widest kind that are alive at once: the skips of the UNet's first level and a block's temporaries.
-_LIVE_ACTIVATIONS = 12
-
 
 class Translator(nn.Module, ABC):
     """Turns images of the available contrasts into an image of a missing one.
@@ -31,6 +28,8 @@ class Translator(nn.Module, ABC):
         mode: how the method samples, in words.
         iterative: whether the number of steps means anything.
         stochastic: whether two seeds can give two results.
+        live_activations: how many activations of that width are there at once: the skips of the UNet's first level and
+            a block's temporaries.
     """
 
     method: str
@@ -38,6 +37,7 @@ class Translator(nn.Module, ABC):
     default_steps: int
     iterative: bool
     stochastic: bool
+    live_activations = 12
 
     def __init__(self, modalities: Sequence[str], first_stage: FirstStage, network_factor: int, width: int) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Translator(nn.Module, ABC):
 
     def working_bytes(self, voxels: int, bytes_per_value: int) -> int:
         """Estimate of the memory that translating an image of so many voxels takes, beside the weights."""
-        return voxels // self.first_stage.factor**3 * self.width * bytes_per_value * _LIVE_ACTIVATIONS
+        return voxels // self.first_stage.factor**3 * self.width * bytes_per_value * self.live_activations
 
     def encode(self, images: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Images by modality to latents by modality."""

@@ -33,6 +33,7 @@ class RegressionTranslator(Translator):
     default_steps = 1
     iterative = False
     stochastic = False
+    live_activations = 4
 
     def __init__(self, modalities: Sequence[str], first_stage: Mapping[str, Any], unet: Mapping[str, Any]) -> None:
         stage = build_first_stage(first_stage)
