@@ -227,7 +227,7 @@ def _estimate(task: Task, session: Session) -> str:
     starting = STARTING_SECONDS if session.client.state in ("stopped", "starting") else 0.0
     kind = _("CPU") if device == "cpu" else _("GPU")
     text = _("About {time} and {memory:.1f} GB of memory on the {device}.").format(
-        time=duration(cost.seconds + starting), memory=cost.memory / _GIGABYTE, device=kind
+        time=duration(max(cost.seconds + starting, 1.0)), memory=cost.memory / _GIGABYTE, device=kind
     )
     if not cost.measured:
         text += " " + _("A rough estimate until the first run.")
