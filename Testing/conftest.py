@@ -27,6 +27,17 @@ METADATA = {
 }
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """For networks this small, threads that wait for each other take longer than the work."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def tiny_package(tmp_path_factory) -> Path:
     """Folder of a package named "tiny" with the real networks in miniature and random weights.

@@ -70,13 +70,7 @@ def package_of(folder, metadata=(), **methods):
     )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """For networks this small, threads that wait for each other take longer than the work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
 from scipy import ndimage
 
 from MissingModalitySynthLib import synthesis
@@ -22,13 +21,7 @@ from MissingModalitySynthLib.volume_io import read_provenance, read_volume, writ
 GRID = Geometry((30, 34, 32), (2.0, 2.0, 2.1), (-30.0, -34.0, -33.0))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """For networks this small, threads that wait for each other take longer than the work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -29,12 +29,7 @@ SMOKE = Path(training.__file__).parent / "configs" / "smoke.yaml"
 PUBLISHED = ["midiffusion.mode=published", "midiffusion.spatial_dims=2", "midiffusion.steps=2"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def configuration(*overrides):

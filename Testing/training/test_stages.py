@@ -40,12 +40,7 @@ SMOKE = Path(training.__file__).parent / "configs" / "smoke.yaml"
 ORDER = ("segmenter", "autoencoder", "spade", "diffusion", "regression")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,19 @@ from .haar import HaarFirstStage
 
 FIRST_STAGES: dict[str, type[FirstStage]] = {"vq": VQAutoencoder, "kl": KLAutoencoder, "haar": HaarFirstStage}
 
+# Published: 64 channels times 1, 2, 2, 2, two blocks a level, attention at a width of 16.
+_LARGE_MIDIFFUSION: dict[str, dict[str, Any]] = {
+    "guided": {"first_stage": {"kind": "haar", "levels": 2}, "features": [64, 96, 128, 256, 256, 64]},
+    "published": {
+        "first_stage": {"kind": "haar", "levels": 0},
+        "channels": [64, 128, 128, 128],
+        "attention": [False, False, False, True],
+        "num_res_blocks": 2,
+        "num_head_channels": 128,
+        "norm_num_groups": 32,
+    },
+}
+
 CONFIGURATIONS: dict[str, dict[str, dict[str, Any]]] = {
     # ALDM Tables A, B and C. They name neither the residual blocks per level, nor the channels inside the modulations,
     # nor the levels with attention: two blocks, 128 channels and attention in the middle block alone come within 3 % of
@@ -43,18 +56,7 @@ CONFIGURATIONS: dict[str, dict[str, dict[str, Any]]] = {
             "norm_num_groups": 32,
         },
         "regression": {"features": [64, 128, 256, 512, 512, 64]},
-        # as published: 64 channels times 1, 2, 2, 2, two blocks a level, attention at a width of 16
-        "midiffusion": {
-            "guided": {"first_stage": {"kind": "haar", "levels": 2}, "features": [64, 96, 128, 256, 256, 64]},
-            "published": {
-                "first_stage": {"kind": "haar", "levels": 0},
-                "channels": [64, 128, 128, 128],
-                "attention": [False, False, False, True],
-                "num_res_blocks": 2,
-                "num_head_channels": 128,
-                "norm_num_groups": 32,
-            },
-        },
+        "midiffusion": _LARGE_MIDIFFUSION,
     },
     # One research GPU: a KL autoencoder whose latents keep more than three channels, shared switchable convolutions.
     "full": {
@@ -74,17 +76,7 @@ CONFIGURATIONS: dict[str, dict[str, dict[str, Any]]] = {
             "norm_num_groups": 32,
         },
         "regression": {"features": [32, 64, 128, 256, 256, 32]},
-        "midiffusion": {
-            "guided": {"first_stage": {"kind": "haar", "levels": 2}, "features": [64, 96, 128, 256, 256, 64]},
-            "published": {
-                "first_stage": {"kind": "haar", "levels": 0},
-                "channels": [64, 128, 128, 128],
-                "attention": [False, False, False, True],
-                "num_res_blocks": 2,
-                "num_head_channels": 128,
-                "norm_num_groups": 32,
-            },
-        },
+        "midiffusion": _LARGE_MIDIFFUSION,
     },
     # Two CPU cores, at most 16 MB as fp16. No learned first stage: nothing is lost before the second stage begins.
     "micro": {
