@@ -142,13 +142,20 @@ def simulated_pairs(
 
 
 def _pair(case: Simulation, sources: Sequence[str], target: str, generator: torch.Generator) -> Pair | None:
-    """The pair, or None when the crop missed the head."""
+    """The pair, or None when the crop missed the head, or the target is of a protocol that only an absent T1 shows."""
     if case.targets[target].count_nonzero() < 0.05 * case.targets[target].numel():
+        return None
+    unknowable = case.protocol["same_session"] and "T1" not in sources
+    if unknowable and target == "T1ce":
         return None
     images = {}
     for name in sources:
         jitter = uniform(generator, 1 - GAIN_JITTER, 1 + GAIN_JITTER)
         images[name] = black_level(scaled(case.sources[name], jitter * case.source_headroom[name]), generator)
     labels = case.labels * case.brain_mask if case.protocol["skull_stripped"] else case.labels
-    clean = {name: scaled(image, case.target_headroom[name]) for name, image in case.targets.items()}
+    clean = {
+        name: scaled(image, case.target_headroom[name])
+        for name, image in case.targets.items()
+        if not (unknowable and name == "T1ce")
+    }
     return Pair(images, target, clean[target], case.protocol["anatomy"], labels[None, None], clean)

@@ -14,8 +14,8 @@ from training.simulation.deformation import displace_mass, sampling_positions
 from training.simulation.pathology import glioma
 from training.simulation.preview import main
 from training.simulation.randomness import apply_matrices, gaussian_matrix
-from training.simulation.simulator import _brightest, _brightest_class
-from training.simulation.tissues import CLASS, LEVELS, TISSUES, draw_subject
+from training.simulation.simulator import _brightest, _brightest_signal
+from training.simulation.tissues import CLASS, LEVELS, TEXTURE_RANGE, TISSUES, draw_subject
 
 SHAPE = (72, 80, 72)
 
@@ -176,12 +176,32 @@ def test_tumours_keep_the_texture_of_tissue_not_the_severity_of_their_oedema(hea
         assert (level[labels == CLASS[name]] == LEVELS // 2).all()
 
 
-def test_the_brightest_class_is_the_percentile_of_the_image_it_counts():
-    counts, values = torch.tensor([5000.0, 300, 60, 10]), torch.tensor([0.0, 0.4, 0.9, 0.7])
-    image = values.repeat_interleave(counts.long())
-    expected = np.percentile(image, 99.5, method="higher")
-    assert _brightest_class(counts.double(), values) == pytest.approx(expected)
-    assert _brightest(image) == pytest.approx(expected)
+def test_the_brightest_signal_is_the_percentile_of_a_head_with_texture():
+    generator = torch.Generator().manual_seed(0)
+    counts, values = torch.tensor([500_000, 30_000, 6_000]), torch.tensor([0.0, 0.4, 0.9])
+    texture = torch.linspace(-TEXTURE_RANGE, TEXTURE_RANGE, LEVELS)
+    table = values[:, None] * torch.exp(0.05 * texture)
+    image = values.repeat_interleave(counts)
+    image = image * torch.exp(0.05 * torch.randn(len(image), generator=generator))
+    expected = np.percentile(image, 99.5)
+    assert _brightest_signal(counts.double(), table) == pytest.approx(expected, rel=0.01)
+    assert _brightest(image) == pytest.approx(expected, rel=1e-4)
+
+
+def test_t1ce_of_the_same_session_is_the_source_t1_but_for_what_takes_up_contrast_agent(head):
+    """Far from vessels and lesions, and clean as targets are, it follows the source's protocol, whatever that is."""
+    clean = {"random_contrast": 0, "artefacts": 0, "misregistration": 0, "pathology": 0, "skull_strip": 1}
+    for seed in range(8):
+        case = run(head, seed, sources=["T1"], targets=["T1ce"], **clean)
+        before, after = case.protocol["sources"]["T1"], case.protocol["targets"]["T1ce"]
+        if not case.protocol["same_session"]:
+            assert after["sequence"] == "mprage" and after["flip"] == 9.0
+            continue
+        assert after.pop("dose") == 1.0
+        assert after.items() <= before.items()  # those of the source name its artefacts, too
+        white = (case.labels == CLASS["white matter"]) & case.brain_mask
+        ratio = (case.targets["T1ce"] / case.sources["T1"])[white]
+        assert ratio.median() == pytest.approx(1, abs=0.03)
 
 
 def test_blur_along_matrices_agrees_with_scipy():

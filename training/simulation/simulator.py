@@ -35,6 +35,7 @@ MODALITIES = ("T1", "T1ce", "T2", "FLAIR", "PD")
 TARGET_BLUR = 0.36  # mm, SD of the clean targets' point spread beyond the voxel
 BRIGHT = 0.995  # the percentile by which images are scaled
 MARGIN = 2  # voxels of air around the part of the anatomy that is sampled
+SAME_SESSION = 0.6  # chance that T1ce, as a target, is the source T1 repeated after the contrast agent
 SHIFT, TURN = 0.8, 1.0  # mm and degrees, the largest misregistration of a source
 PATHOLOGY = {"lesions": 0.45, "glioma": 0.25, "infarct": 0.08}
 
@@ -44,8 +45,8 @@ class Simulation:
     """Images of one simulated head, all (X, Y, Z) at 1 mm, axes R, A, S.
 
     targets, sources: modality -> float32 image, non-negative arbitrary units; targets are clean and follow the
-    canonical protocol, sources are acquired with protocols from wide ranges and with artefacts, some of them displaced
-    by what registration leaves over.
+    canonical protocol (T1ce: or that of the source T1, if protocol["same_session"]), sources are acquired with
+    protocols from wide ranges and with artefacts, some of them displaced by what registration leaves over.
     labels: uint8 tissue classes (`tissues.TISSUES`). lesion_mask, brain_mask: bool; outside the brain mask images are
     zero if protocol["skull_stripped"]. target_headroom, source_headroom: how much brighter the whole head is than the
     crop (ratio of their 99.5th percentiles, without artefacts): intensities are scaled by whole heads when the networks
@@ -141,10 +142,16 @@ def _brightest(values: Tensor) -> float:
     return float(values.kthvalue(max(int(BRIGHT * values.numel()), 1)).values)
 
 
-def _brightest_class(counts: Tensor, signals: Tensor) -> float:
-    """The 99.5th percentile of an image that has `counts[c]` voxels of `signals[c]`."""
+def _brightest_signal(counts: Tensor, table: Tensor) -> float:
+    """The 99.5th percentile of an image that has `counts[c]` voxels of class c, their texture of unit variance.
+
+    The texture counts: most of a head is air, and the percentile lies among the brightest voxels of a tissue.
+    """
+    texture = torch.linspace(-TEXTURE_RANGE, TEXTURE_RANGE, LEVELS, dtype=torch.double)
+    share = torch.exp(-(texture**2) / 2)
+    voxels, signals = torch.outer(counts, share / share.sum()).flatten(), table.flatten()
     order = signals.argsort()
-    below = counts[order].cumsum(0)
+    below = voxels[order].cumsum(0)
     return float(signals[order[torch.searchsorted(below, BRIGHT * below[-1])]])
 
 
@@ -228,19 +235,26 @@ def simulate(
         positions[..., axis].clamp_(0, size - 1.001)
 
     subject = draw_subject(generator)
-    tables, protocols = [], []
-    for modality in targets:
-        protocol = canonical_protocol(modality, generator)
-        tables.append(contrast(modality, subject[protocol["field"]], protocol))
-        protocols.append(protocol)
+    acquired_tables, acquired_protocols = [], []
     for modality in sources:
         protocol = wide_protocol(modality, generator)
         table = contrast(modality, subject[protocol["field"]], protocol)
         if chance(generator, random_contrast):
             table = random_table(table, generator)
             protocol = {"sequence": "random"}
-        tables.append(table)
+        acquired_tables.append(table)
+        acquired_protocols.append(protocol)
+    tables, protocols = [], []
+    before = dict(zip(sources, acquired_protocols, strict=True)).get("T1", {"sequence": "random"})
+    case["same_session"] = before["sequence"] != "random" and chance(generator, SAME_SESSION)
+    for modality in targets:
+        protocol = canonical_protocol(modality, generator)
+        if modality == "T1ce" and case["same_session"]:
+            protocol = before | {"dose": protocol["dose"]}
+        tables.append(contrast(modality, subject[protocol["field"]], protocol))
         protocols.append(protocol)
+    tables += acquired_tables
+    protocols += acquired_protocols
 
     index = labels.short().mul_(LEVELS).add_(level)
     ideal = sample_signals(index, torch.stack([table.flatten() for table in tables], 1).to(device), positions)
@@ -257,7 +271,7 @@ def simulate(
     images, headroom = [], []
     for number, (image, table) in enumerate(zip(ideal, tables, strict=True)):
         bright = _brightest((image[::2, ::2, ::2] * brain[::2, ::2, ::2]) if stripped else image[::2, ::2, ::2])
-        whole = _brightest_class(counts, table[:, LEVELS // 2])
+        whole = _brightest_signal(counts, table)
         headroom.append(min(max(whole / max(bright, 1e-6), 0.5), 4.0))  # limited, should the crop be nearly empty
         if number < len(targets):
             result = slight_blur(image, TARGET_BLUR)
