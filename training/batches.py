@@ -33,6 +33,7 @@ class Pair:
         subject: who is in the images, for messages.
         labels: tissue classes of the simulator, uint8 (1, 1, X, Y, Z); None for scans.
         images: the same head in every contrast that is known, the target's among them; None: the target alone.
+        lesions: bool (1, 1, X, Y, Z), where they are known.
     """
 
     sources: dict[str, Tensor]
@@ -41,6 +42,7 @@ class Pair:
     subject: str = "an unnamed subject"
     labels: Tensor | None = None
     images: dict[str, Tensor] | None = None
+    lesions: Tensor | None = None
 
     def __str__(self) -> str:
         return f"{' + '.join(self.sources)} -> {self.target} of {self.subject}"
@@ -158,4 +160,5 @@ def _pair(case: Simulation, sources: Sequence[str], target: str, generator: torc
         for name, image in case.targets.items()
         if not (unknowable and name == "T1ce")
     }
-    return Pair(images, target, clean[target], case.protocol["anatomy"], labels[None, None], clean)
+    lesions = (case.lesion_mask & case.brain_mask)[None, None]
+    return Pair(images, target, clean[target], case.protocol["anatomy"], labels[None, None], clean, lesions)

@@ -79,6 +79,7 @@ DEFAULTS: dict[str, Any] = {
         "optimizer_steps": 20000,
         "latent_weight": 1.0,
         "image_weight": 4.0,
+        "lesion_weight": 0.0,  # by how much more a voxel of a lesion counts in the image
         "self_weight": 0.1,
         "cycle_weight": 0.1,
         "information_weight": 0.0,
@@ -91,6 +92,7 @@ DEFAULTS: dict[str, Any] = {
         "eta": 0.0,  # of the sampler in paper mode
         "latent_weight": 1.0,
         "image_weight": 4.0,
+        "lesion_weight": 0.0,
         "start_share": 0.5,
         "weighting": "none",  # of the time steps in paper mode; or "min_snr"
         # what the ablations leave out
@@ -98,7 +100,7 @@ DEFAULTS: dict[str, Any] = {
         "use_palette": True,
         "use_denoiser": True,
     },
-    "regression": {"optimizer_steps": 4000, "latent_weight": 1.0, "image_weight": 4.0},
+    "regression": {"optimizer_steps": 4000, "latent_weight": 1.0, "image_weight": 4.0, "lesion_weight": 0.0},
     "midiffusion": {
         "optimizer_steps": 4000,
         "targets": ["T1"],  # seen alone: no other contrast is

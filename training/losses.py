@@ -25,6 +25,8 @@ def squared_error(
     image: torch.Tensor,
     latent_weight: float,
     image_weight: float,
+    lesions: torch.Tensor | None = None,
+    lesion_weight: float = 0.0,
 ) -> torch.Tensor:
     """w_l |z' - z|_2^2 + w_i |decode(z') - x|_2^2, means over elements: whitened latents for detail, image for PSNR.
 
@@ -34,7 +36,24 @@ def squared_error(
     """
     predicted = predicted.float()
     loss = latent_weight * F.mse_loss(predicted, latents)
-    return loss + image_weight * F.mse_loss(stage.decode(predicted), image) if image_weight else loss
+    return loss + image_weight * image_error(stage, predicted, image, lesions, lesion_weight) if image_weight else loss
+
+
+def image_error(
+    stage: FirstStage,
+    predicted: torch.Tensor,
+    image: torch.Tensor,
+    lesions: torch.Tensor | None = None,
+    lesion_weight: float = 0.0,
+) -> torch.Tensor:
+    """|decode(z') - x|_2^2, mean over voxels.
+
+    Voxels of ``lesions``, bool (B, 1, X, Y, Z), weigh 1 + ``lesion_weight``: they are few, and what is looked at.
+    """
+    error = (stage.decode(predicted) - image).square()
+    if lesions is not None:
+        error = error * (1 + lesion_weight * lesions)
+    return error.mean()
 
 
 def mutual_information(
@@ -64,6 +83,7 @@ def regression_losses(
     *,
     latent_weight: float = 1.0,
     image_weight: float = 4.0,
+    lesion_weight: float = 0.0,
 ) -> Terms:
     """The baseline: one pass from the sources to all contrasts of the head that are known, each judged alike."""
     stage = model.first_stage
@@ -71,10 +91,8 @@ def regression_losses(
     with torch.no_grad():
         sources, latents = model.encode(pair.sources), model.encode(images)
     predicted = model.predict(model.condition(sources, pair.target))
-    terms = [
-        squared_error(stage, predicted[name], latents[name], image, latent_weight, image_weight)
-        for name, image in images.items()
-    ]
+    weights = (latent_weight, image_weight, pair.lesions, lesion_weight)
+    terms = [squared_error(stage, predicted[name], latents[name], image, *weights) for name, image in images.items()]
     return {"regression": torch.stack(terms).mean()}
 
 
@@ -85,6 +103,7 @@ def spade_losses(
     *,
     latent_weight: float = 1.0,
     image_weight: float = 4.0,
+    lesion_weight: float = 0.0,
     self_weight: float = 0.0,
     cycle_weight: float = 0.0,
     information_weight: float = 0.0,
@@ -105,7 +124,8 @@ def spade_losses(
         sources = model.encode(pair.sources)
     target = model.index(pair.target, latents)
     target_like = [spade(z, target).float() for z in sources.values()]
-    distances = [squared_error(stage, z, latents, pair.image, latent_weight, image_weight) for z in target_like]
+    weights = (latent_weight, image_weight, pair.lesions, lesion_weight)
+    distances = [squared_error(stage, z, latents, pair.image, *weights) for z in target_like]
     terms = {"spade": torch.stack(distances).mean()}
     if self_weight:
         terms["self"] = self_weight * F.l1_loss(spade(latents, target).float(), latents)
@@ -125,6 +145,7 @@ def bridge_losses(
     *,
     latent_weight: float = 1.0,
     image_weight: float = 4.0,
+    lesion_weight: float = 0.0,
     start_share: float = 0.5,
 ) -> Terms:
     """The bridge from the target-like latents of a trained MS-SPADE.
@@ -142,7 +163,8 @@ def bridge_losses(
     _, _, scale_out = preconditioning(tau, model.sigma, model.spread)
     loss = latent_weight * ((end - latents) / scale_out).square().mean()
     if image_weight:
-        loss = loss + image_weight * F.mse_loss(model.first_stage.decode(end), pair.image)
+        error = image_error(model.first_stage, end, pair.image, pair.lesions, lesion_weight)
+        loss = loss + image_weight * error
     return {"bridge": loss}
 
 

@@ -291,9 +291,8 @@ def _diffusion(configuration: dict[str, Any]) -> Stage:
     for module in frozen:
         module.requires_grad_(False)
     if model.mode == "bridge":
-        losses = partial(
-            bridge_losses, **{key: options[key] for key in ("latent_weight", "image_weight", "start_share")}
-        )
+        kept = ("latent_weight", "image_weight", "lesion_weight", "start_share")
+        losses = partial(bridge_losses, **{key: options[key] for key in kept})
     else:
         losses = partial(diffusion_losses, weighting=options["weighting"])
 

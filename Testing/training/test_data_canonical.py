@@ -188,18 +188,24 @@ def test_crops_are_pieces_of_the_scan_flipped_at_most_from_left_to_right(subject
     """Every crop is found, voxel by voxel, in the scan or in its mirror image, and both occur."""
     loaded = load_subject(subjects[0], **cached)
     whole = loaded.images
-    seen = set()
+    seen, lesion_voxels = set(), 0
     for pair in islice(subject_pairs(subjects[:1], generator(), shapes=[(16, 8, 16)], **cached), 16):
         crop = pair.image[0, 0].numpy()
         for flipped in (False, True):
-            image = whole[pair.target][::-1] if flipped else whole[pair.target]
-            windows = np.lib.stride_tricks.sliding_window_view(image, crop.shape)
-            if (windows == crop).all(axis=(3, 4, 5)).any():
+            step = -1 if flipped else 1
+            windows, lesions = (
+                np.lib.stride_tricks.sliding_window_view(array[::step], crop.shape)
+                for array in (whole[pair.target], loaded.segmentation)
+            )
+            if len(place := np.argwhere((windows == crop).all(axis=(3, 4, 5)))):
+                np.testing.assert_array_equal(pair.lesions[0, 0], lesions[tuple(place[0])] > 0)
                 seen.add(flipped)
+                lesion_voxels += int(pair.lesions.sum())
                 break
         else:
             pytest.fail("a crop that is no piece of the scan")
     assert seen == {False, True}
+    assert lesion_voxels > 0
 
 
 def test_artefacts_change_the_sources_alone_and_leave_the_background(subjects, cached):

@@ -173,6 +173,20 @@ def test_the_regression_is_judged_in_every_contrast_that_is_known():
     assert both["regression"].item() == pytest.approx(0.125, rel=1e-5)
 
 
+def test_voxels_of_lesions_weigh_more_in_the_image():
+    """An error of 0.5 everywhere, 1 in 8 of 512 voxels: (512 + 6 * 8) / 512 * 0.25, and without lesions 0.25."""
+    torch.manual_seed(0)
+    model = RegressionTranslator(MODALITIES, {"kind": "haar", "levels": 0}, {"features": [8] * 6})
+    model.predict = lambda condition: {"T2": model.encode({"T2": PAIR.image + 0.5})["T2"]}
+    lesions = torch.zeros(PAIR.image.shape, dtype=torch.bool)
+    lesions[..., :2, :2, :2] = True
+    weights = {"latent_weight": 0.0, "image_weight": 2.0, "lesion_weight": 6.0}
+    alone = regression_losses(model, PAIR, generator(), **weights)["regression"]
+    marked = regression_losses(model, replace(PAIR, lesions=lesions), generator(), **weights)["regression"]
+    assert alone.item() == pytest.approx(2 * 0.25, rel=1e-4)
+    assert marked.item() == pytest.approx(2 * 0.25 * (512 + 6 * 8) / 512, rel=1e-4)
+
+
 @pytest.mark.parametrize("loss", [bridge_losses, diffusion_losses])
 def test_the_gradient_reaches_the_denoiser_and_not_ms_spade(loss):
     model = translator(mode="bridge" if loss is bridge_losses else "paper")

@@ -62,7 +62,7 @@ def subject_pairs(
     drawn = _drawn(subjects, generator, skipped)
     for case in load_each(drawn, policy=policy, skipped=skipped, report=report, **options):
         shape = shapes[choose(generator, len(shapes))]
-        images, mask = _crop(case, shape, generator)
+        images, mask, lesions = _crop(case, shape, generator)
         flip = chance(generator, 0.5)
         names = [name for name in targets_alone or MODALITIES if name in images]
         if targets_alone:
@@ -72,11 +72,13 @@ def subject_pairs(
         if mask.mean() < _MIN_HEAD:  # of the part of the crop that is within the scan
             continue
         tensors = {name: _tensor(image[::-1] if flip else image, device) for name, image in images.items()}
+        if lesions is not None:
+            lesions = _tensor(lesions[::-1] if flip else lesions, device)
         for sources, target in roles:
             chosen = {name: tensors[name] for name in sources}
             if artefacts:
                 chosen = {name: _acquired_again(image, generator, artefacts) for name, image in chosen.items()}
-            yield Pair(chosen, target, tensors[target], subject=case.name, images=tensors)
+            yield Pair(chosen, target, tensors[target], subject=case.name, images=tensors, lesions=lesions)
 
 
 class _Load(Transform):
@@ -173,8 +175,9 @@ def _drawn(subjects: Sequence[Subject], generator: torch.Generator, skipped: dic
 
 def _crop(
     case: CanonicalSubject, shape: Sequence[int], generator: torch.Generator
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Images of one random box of the shape, with background (-1) where it is larger than the scan, and the mask."""
+) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray | None]:
+    """Images of one random box of the shape, with background (-1) where it is larger than the scan, the mask of the
+    part inside the scan, and the lesions."""
     taken, padding = [], []
     for size, wanted in zip(case.mask.shape, shape, strict=True):
         start = choose(generator, abs(size - wanted) + 1)
@@ -183,7 +186,8 @@ def _crop(
         padding.append((0, 0) if inside else (start, wanted - size - start))
     box = tuple(taken)
     images = {name: np.pad(image[box], padding, constant_values=-1.0) for name, image in case.images.items()}
-    return images, case.mask[box]
+    lesions = None if case.segmentation is None else np.pad(case.segmentation[box] > 0, padding)
+    return images, case.mask[box], lesions
 
 
 def _acquired_again(image: torch.Tensor, generator: torch.Generator, artefacts: float) -> torch.Tensor:
