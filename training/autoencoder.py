@@ -77,11 +77,11 @@ def autoencoder_losses(
     if spectral_weight:
         terms["spectral"] = spectral_weight * JukeboxLoss(spatial_dims=3)(reconstruction, x)
     if adversarial_weight:
-        terms |= _adversarial(model["discriminator"], reconstruction, x, adversarial_weight)
+        terms |= adversarial_losses(model["discriminator"], reconstruction, x, adversarial_weight)
     return terms
 
 
-def _adversarial(
+def adversarial_losses(
     discriminator: nn.Module, fake: torch.Tensor, real: torch.Tensor, weight: float
 ) -> dict[str, torch.Tensor]:
     """Least-squares patch losses (Isola et al. 2017; Mao et al. 2017) of the generator and of the discriminator."""

@@ -14,7 +14,7 @@ from training.simulation.deformation import displace_mass, sampling_positions
 from training.simulation.pathology import glioma
 from training.simulation.preview import main
 from training.simulation.randomness import apply_matrices, gaussian_matrix
-from training.simulation.simulator import _brightest, _brightest_signal
+from training.simulation.simulator import _brightest, _brightest_signal, _count_classes
 from training.simulation.tissues import CLASS, LEVELS, TEXTURE_RANGE, TISSUES, draw_subject
 
 SHAPE = (72, 80, 72)
@@ -186,6 +186,15 @@ def test_the_brightest_signal_is_the_percentile_of_a_head_with_texture():
     expected = np.percentile(image, 99.5)
     assert _brightest_signal(counts.double(), table) == pytest.approx(expected, rel=0.01)
     assert _brightest(image) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_head_is_counted_with_the_pathology_of_its_crop(head):
+    crop = torch.full((10, 10, 10), CLASS["white matter"])
+    crop[:4] = CLASS["oedema"]
+    counts = _count_classes(head, False, crop)
+    assert counts[CLASS["oedema"]] == 400
+    for name in ("white matter", "air"):
+        assert counts[CLASS[name]] == pytest.approx((head.labels == CLASS[name]).sum().item(), rel=0.05)
 
 
 def test_t1ce_of_the_same_session_is_the_source_t1_but_for_what_takes_up_contrast_agent(head):

@@ -155,14 +155,21 @@ def _brightest_signal(counts: Tensor, table: Tensor) -> float:
     return float(signals[order[torch.searchsorted(below, BRIGHT * below[-1])]])
 
 
-def _count_classes(anatomy: Anatomy, stripped: bool) -> Tensor:
-    """Voxels of each class in the whole head, or in the box around the brain with all else as air."""
+def _count_classes(anatomy: Anatomy, stripped: bool, crop: Tensor) -> Tensor:
+    """Voxels of each class in the whole head, or in the box around the brain with all else as air.
+
+    The pathology is that of the crop (labels of any shape): what was simulated lies within it.
+    """
+    step = 3
     if stripped:
-        box = tuple(slice(*ends, 3) for ends in zip(*anatomy.brain_box, strict=True))
+        box = tuple(slice(*ends, step) for ends in zip(*anatomy.brain_box, strict=True))
         labels = anatomy.labels[box] * (anatomy.brain_distance[box] < 128)
     else:
-        labels = anatomy.labels[::3, ::3, ::3]
-    return labels.flatten().bincount(minlength=len(TISSUES)).double()
+        labels = anatomy.labels[::step, ::step, ::step]
+    counts, here = (each.flatten().bincount(minlength=len(TISSUES)).double() for each in (labels, crop.cpu()))
+    counts *= step**3
+    counts[FIRST_LESION:] = here[FIRST_LESION:]
+    return counts
 
 
 def _misregister(image: Tensor, generator: Generator, strength: float) -> tuple[Tensor, dict]:
@@ -267,7 +274,7 @@ def simulate(
     stripped = chance(generator, skull_strip)
     case |= {"skull_stripped": stripped, "mask_edge": edge}
 
-    counts = _count_classes(anatomy, stripped)
+    counts = _count_classes(anatomy, stripped, labels)
     images, headroom = [], []
     for number, (image, table) in enumerate(zip(ideal, tables, strict=True)):
         bright = _brightest((image[::2, ::2, ::2] * brain[::2, ::2, ::2]) if stripped else image[::2, ::2, ::2])

@@ -1,0 +1,208 @@
+"""Zero-shot translation to T1, judged by a segmenter that knows nothing but T1: the table of Wang et al. (2023, 2024).
+
+    python Testing/benchmark/zero_shot.py --judge RUN --output FOLDER --anatomies HELD_OUT [--subjects SCANS] \\
+        [--ours RUN] [--published RUN] [--cyclegan RUN] [--paired PACKAGE] [--ablation]
+
+The runs are those of ``training/configs/micro-zero-shot.yaml``, ``segmenter.yaml`` and ``cyclegan.py``, and must not
+have seen the anatomies. PD, T2 and FLAIR of simulated heads are translated to T1, and T2 and FLAIR of scans. Dice is
+the mean over CSF, grey, white and deep grey matter between the segmentation of the translated image and the truth
+(simulated) or the segmentation of the acquired T1 (scans).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cyclegan
+import numpy as np
+import torch
+from torch import nn
+
+from MissingModalitySynthLib import metrics
+from MissingModalitySynthLib.canonical import canonical_grid, from_canonical, to_canonical
+from MissingModalitySynthLib.device import channels_last
+from MissingModalitySynthLib.intensity import normalise
+from MissingModalitySynthLib.model_package import load_package
+from MissingModalitySynthLib.segmentation import CLASSES, label
+from MissingModalitySynthLib.translators import Translator, build_translator
+from MissingModalitySynthLib.translators.midiffusion import MidiffusionTranslator, slices_of
+from MissingModalitySynthLib.volume import Volume
+from training.checkpoint import read_checkpoint
+from training.configuration import load_configuration
+from training.data.readers import find_subjects
+from training.evaluation.cases import Case, read_case, simulated_cases
+from training.segmenter import load_segmenter
+from training.stages import load_translator
+
+TARGET = "T1"
+PAIRS = {"simulated": ("PD", "T2", "FLAIR"), "scans": ("T2", "FLAIR")}
+JUDGED = range(1, len(CLASSES) - 1)  # CSF, grey, white and deep grey matter
+PUBLISHED_STEPS = 50  # of DDPM; 1000 as published take an hour for a volume on two cores
+SDEDIT_STARTS = (0.2, 0.4, 0.6)
+Contender = Callable[[Case, str], np.ndarray]  # of a head, the contrast to start from: T1 on its grid
+Record = dict[str, Any]
+
+
+def translated(model: Translator, steps: int | None = None) -> Contender:
+    """What a translator makes of a volume, on its grid."""
+
+    @torch.inference_mode()
+    def run(case: Case, name: str) -> np.ndarray:
+        volume = case.sources[name]
+        grid = canonical_grid(volume, (1.0, 1.0, 1.0), model.multiple, mask=case.mask)
+        image = torch.from_numpy(normalise(to_canonical(volume, grid))[0])[None, None]
+        with torch.autocast("cpu", torch.bfloat16):
+            condition = model.condition(model.encode({name: image}), TARGET)
+            latents = model.sample(
+                condition,
+                TARGET,
+                steps=steps or model.default_steps,
+                generator=torch.Generator().manual_seed(0),
+                on_step=lambda *_: None,
+            )
+        made = model.decode(latents.float())[0, 0].numpy()
+        return from_canonical(made + 1, grid).array
+
+    return run
+
+
+def by_slices(run: Path) -> Contender:
+    """CycleGAN's generator of each source contrast, slice by slice."""
+
+    @torch.inference_mode()
+    def translate(case: Case, name: str) -> np.ndarray:
+        volume = case.sources[name]
+        grid = canonical_grid(volume, (1.0, 1.0, 1.0), 16, mask=case.mask)
+        image = torch.from_numpy(normalise(to_canonical(volume, grid))[0])[None, None]
+        with torch.autocast("cpu", torch.bfloat16):
+            made = torch.cat([generators[name](part).float() for part in slices_of(image).split(16)])
+        return from_canonical(made.movedim(0, -1)[0].numpy() + 1, grid).array
+
+    found = sorted({name for names in PAIRS.values() for name in names})
+    generators = {name: cyclegan.load(run, name) for name in found if (run / name).exists()}
+    return translate
+
+
+def zero_shot_model(run: Path, **changes: Any) -> MidiffusionTranslator:
+    """The averaged translator of a run, with options of its sampler changed."""
+    settings = read_checkpoint(run / "midiffusion" / "checkpoint.safetensors", prefix="no tensor")[1]["configuration"]
+    settings["midiffusion"] |= changes
+    return channels_last(load_translator("midiffusion", settings, run))
+
+
+def contenders(options: argparse.Namespace) -> Iterator[tuple[str, Contender]]:
+    """The rows of the table, and of the ablation."""
+    yield f"acquired {TARGET}", lambda case, name: case.targets[TARGET].array
+    yield "source, segmented directly", lambda case, name: case.sources[name].array
+    if options.published:
+        yield "MIDiffusion as published", translated(zero_shot_model(options.published), PUBLISHED_STEPS)
+    if options.ours:
+        for start in SDEDIT_STARTS:
+            model = zero_shot_model(options.ours, start=start, guidance=0.0, conditioned=False)
+            yield f"SDEdit from {start}", translated(model)
+        yield "ours", translated(zero_shot_model(options.ours))
+        for words, changes in ABLATIONS.items() if options.ablation else ():
+            steps = changes.get("steps")
+            yield f"ours, {words}", translated(zero_shot_model(options.ours, **changes), steps)
+    if options.cyclegan:
+        yield "CycleGAN (knows the source)", by_slices(options.cyclegan)
+    if options.paired:
+        package = load_package(options.paired)
+        method = package.default_method
+        model = build_translator(method, package.configuration(method), package.weights(method))
+        yield f"{package.name}, {method} (paired training)", translated(channels_last(model))
+
+
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "without guidance": {"guidance": 0.0},
+    "guidance 0.05": {"guidance": 0.05},
+    "guidance alone, the network sees nothing": {"conditioned": False},
+    "window 5": {"window": 5},
+    "window 11": {"window": 11},
+    "guided at all times": {"guidance_range": [0.0, 1.0]},
+    "guided late, 0 to 0.3": {"guidance_range": [0.0, 0.3]},
+    "from the noised source, 0.6": {"start": 0.6},
+    "1 step": {"steps": 1},
+    "2 steps": {"steps": 2},
+    "8 steps": {"steps": 8},
+}
+
+
+def records_of(case: Case, kind: str, judge: nn.Module, rows: list[tuple[str, Contender]]) -> Iterator[Record]:
+    """Every contender on every source of one head."""
+    acquired = case.targets[TARGET]
+    truth = case.tissues if kind == "simulated" else label(judge, acquired, mask=case.mask).array
+    for source in PAIRS[kind]:
+        if source not in case.sources:
+            continue
+        for row, contend in rows:
+            started = time.perf_counter()
+            array = contend(case, source)
+            seconds = time.perf_counter() - started
+            made = Volume(array, acquired.geometry, row)
+            labels = label(judge, made, mask=case.mask).array
+            scores = metrics.compare(array, acquired.array, case.mask)
+            dice = {CLASSES[index]: metrics.dice(labels, truth, index) for index in JUDGED}
+            record = {"kind": kind, "case": case.name, "source": source, "row": row, "seconds": seconds}
+            yield record | {"dice": float(np.mean(list(dice.values()))), "by_class": dice, **scores}
+
+
+def table(records: Iterable[Record]) -> str:
+    """Means over the heads, and the standard deviation of Dice."""
+    records = list(records)
+    columns = list(dict.fromkeys((record["kind"], record["source"]) for record in records))
+    lines = [
+        "| | " + " | ".join(f"{source} → {TARGET}, {kind}" for kind, source in columns) + " | seconds |",
+        "|---" * (len(columns) + 2) + "|",
+    ]
+    for row in dict.fromkeys(record["row"] for record in records):
+        own = [record for record in records if record["row"] == row]
+        cells = []
+        for kind, source in columns:
+            found = [record for record in own if (record["kind"], record["source"]) == (kind, source)]
+            dice, psnr = ([record[key] for record in found] for key in ("dice", "psnr"))
+            cells.append(f"{np.mean(dice):.3f} ± {np.std(dice):.3f}, {np.mean(psnr):.2f} dB" if found else "")
+        lines.append(f"| {row} | " + " | ".join(cells) + f" | {np.mean([r['seconds'] for r in own]):.1f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--judge", type=Path, required=True, help="run of the segmenter that judges")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the records and the table")
+    parser.add_argument("--anatomies", type=Path, required=True, help="label maps that no training has seen")
+    parser.add_argument("--heads", type=int, default=4, help="simulated heads (default: 4)")
+    parser.add_argument("--subjects", type=Path, help="scans with T1, T2 and FLAIR")
+    for name, words in (
+        ("ours", "run"),
+        ("published", "run"),
+        ("cyclegan", "run of cyclegan.py"),
+        ("paired", "package"),
+    ):
+        parser.add_argument(f"--{name}", type=Path if name != "paired" else str, help=words)
+    parser.add_argument("--ablation", action="store_true", help="also change one setting of ours at a time")
+    options = parser.parse_args()
+    judge = load_segmenter(options.judge / "segmenter" / "checkpoint.safetensors")
+    rows = list(contenders(options))
+    recipe = Path(__file__).parents[2] / "training" / "configs" / "micro-zero-shot.yaml"
+    configuration = load_configuration(recipe, [f"data.anatomies={options.anatomies}", "data.skull_strip=1.0"])
+    options.output.mkdir(parents=True, exist_ok=True)
+    records = []
+    for case in simulated_cases(configuration, options.heads + 1):
+        if case.name != "simulated-001":  # the MNI152 maps come first, and are in every training
+            records += records_of(case, "simulated", judge, rows)
+    for subject in find_subjects(options.subjects, "auto") if options.subjects else ():
+        records += records_of(read_case(subject), "scans", judge, rows)
+    (options.output / "zero-shot.json").write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+    text = table(records)
+    (options.output / "zero-shot.md").write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
