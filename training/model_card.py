@@ -15,7 +15,7 @@ from MissingModalitySynthLib.modality import MODALITIES
 
 from .evaluation import tables
 from .simulation.protocols import canonical_protocol, wide_protocol
-from .simulation.simulator import PATHOLOGY, SHIFT, TURN
+from .simulation.simulator import PATHOLOGY, SAME_SESSION, SHIFT, TURN
 
 INTENDED_USE = (
     "Research, and visual comparison by professionals who also see the acquired images. Not a medical device, not for "
@@ -137,7 +137,8 @@ def _protocols(pathology: float) -> str:
 Times in ms, angles in degrees, contrast agent in standard doses; ranges of {_DRAWS} draws. Targets are clean images \
 of the narrow protocols. Sources follow the wide ones, may be displaced by up to {SHIFT:g} mm and {TURN:g} degree, and \
 get a bias field, motion, thick slices, blur, noise and a gamma (`training/simulation/artefacts.py`); some have a \
-contrast that follows no physics. A head has white-matter lesions with a chance of {chances["lesions"]:.0f} %, a \
+contrast that follows no physics. T1ce as a target repeats the protocol of a source T1 in {SAME_SESSION:.0%} of the \
+cases that have one. A head has white-matter lesions with a chance of {chances["lesions"]:.0f} %, a \
 glioma with {chances["glioma"]:.0f} %, an infarct with {chances["infarct"]:.0f} %."""
 
 

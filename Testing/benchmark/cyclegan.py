@@ -26,7 +26,7 @@ from training.examples import make_examples
 from training.loop import train
 
 TARGET = "T1"
-FEATURES = (32, 32, 64, 128, 256, 32)
+FEATURES = (16, 16, 32, 64, 128, 16)
 SLICES = 4  # of each contrast in a training step
 CYCLE, IDENTITY = 10.0, 5.0  # weights, as published
 

@@ -1,0 +1,77 @@
+"""The baselines of the zero-shot table, and how it counts."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+FOLDER = Path(__file__).parents[1] / "benchmark"
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """Function: name of a script of Testing/benchmark -> its module."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+
+    def load(name):
+        spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, name, module)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+class Negative(nn.Module):
+    """The contrast that is inverted, there and back."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(-1.0))
+
+    def forward(self, image):
+        return self.gain * image
+
+
+def test_generators_that_undo_each_other_close_the_cycle_and_fail_the_identity(benchmark):
+    cyclegan = benchmark("cyclegan")
+    model = cyclegan.build()
+    model["there"], model["back"] = Negative(), Negative()
+    x, y = (2 * torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(seed)) - 1 for seed in (0, 1))
+    terms = cyclegan.losses(model, cyclegan.Unpaired(x, y), torch.Generator())
+    assert terms["cycle"].item() == pytest.approx(0, abs=1e-6)
+    expected = cyclegan.IDENTITY * (2 * x.abs().mean() + 2 * y.abs().mean())
+    assert terms["identity"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_each_discriminator_learns_from_its_own_loss_alone(benchmark):
+    cyclegan = benchmark("cyclegan")
+    torch.manual_seed(0)
+    model = cyclegan.build()
+    x, y = (2 * torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(seed)) - 1 for seed in (0, 1))
+    terms = cyclegan.losses(model, cyclegan.Unpaired(x, y), torch.Generator())
+    terms["discriminator target"].backward(retain_graph=True)
+    moved = {part for part in model for weight in model[part].parameters() if weight.grad is not None}
+    assert moved == {"target"}
+    model.zero_grad(set_to_none=True)
+    terms["adversarial target"].backward()
+    moved = {part for part in model for weight in model[part].parameters() if weight.grad is not None}
+    assert moved == {"there"}
+
+
+def test_the_table_has_means_over_heads_and_a_row_for_each_contender(benchmark):
+    zero_shot = benchmark("zero_shot")
+    common = {"kind": "simulated", "source": "PD", "seconds": 2.0}
+    records = [
+        common | {"row": "ours", "dice": 0.9, "psnr": 20.0},
+        common | {"row": "ours", "dice": 0.8, "psnr": 22.0},
+        common | {"row": "SDEdit", "dice": 0.5, "psnr": 15.0, "seconds": 1.0},
+    ]
+    lines = zero_shot.table(records).splitlines()
+    assert lines[0] == "| | PD → T1, simulated | seconds |"
+    assert lines[2] == "| ours | 0.850 ± 0.050, 21.00 dB | 2.0 |"
+    assert lines[3] == "| SDEdit | 0.500 ± 0.000, 15.00 dB | 1.0 |"
