@@ -49,7 +49,7 @@ def export(
         configuration: settings of the run, as far as they decide what its networks are; on what they were trained is
             read from the checkpoints.
         run: folder with one subfolder per stage.
-        output: folder of the package; replaced if it exists.
+        output: folder of the package; one that is there is replaced, and the version counts on from its.
         evaluations: files ``evaluation.json`` of these weights, whose results become part of the model card.
         for_evaluation: an ablated run is packed as well, as the method :data:`ABLATION` of :func:`build_ablation`.
 
@@ -71,7 +71,7 @@ def export(
     for folder in trained:
         weights, state = read_checkpoint(folder / CHECKPOINT, prefix="average.")
         weights = with_prefix(weights, "average.")
-        rows.append(_row(folder, weights, state["step"]))
+        rows.append(_row(folder, weights))
         if folder.name == CLASSIFIER:
             classes, width = state["configuration"]["modalities"], state["configuration"]["classifier"]["width"]
             extras[CLASSIFIER], about["trained_on"] = {"classes": classes, "width": width}, ranges(weights, classes)
@@ -101,14 +101,15 @@ def export(
         about["zero_shot"] = {"targets": zero_shot}
         makes.append(f"{'any' if paired else 'Any'} single contrast to {', '.join(zero_shot)}")
     title = f"MissingModalitySynth {output.name}"
+    version, changelog = _next_version(output)
     card = write_card(
         title, recipes=recipes, trained=trained, stages=_stages(rows, configuration), evaluations=evaluations
     )
     return write_package(
         output,
         metadata={
-            "version": VERSION,
-            "changelog": {VERSION: "First weights."},
+            "version": version,
+            "changelog": changelog,
             "name": title,
             "task": "Synthesis of missing MRI contrasts of the brain",
             "description": f"{'; '.join(makes)}; brain, 1 mm.",
@@ -207,11 +208,31 @@ def _networks(configuration: dict[str, Any]) -> str:
     return configuration["networks"] if isinstance(configuration["networks"], str) else "of its own"
 
 
-def _row(folder: Path, weights: dict[str, torch.Tensor], step: int) -> str:
-    """The stage's line of the model card's table."""
-    entries = read_log(folder / "log.jsonl")
+def _next_version(output: Path) -> tuple[str, dict[str, str]]:
+    """Version and changelog of a first package, or of one that replaces the package in the folder."""
+    if not (output / CHECKSUMS).exists():
+        return VERSION, {VERSION: "First weights."}
+    old = load_package(output).metadata
+    major, minor = old["version"].split(".")[:2]
+    version = f"{major}.{int(minor) + 1}.0"
+    return version, {version: "New weights."} | old["changelog"]
+
+
+def _row(folder: Path, weights: dict[str, torch.Tensor]) -> str:
+    """The stage's line of the model card's table; each run that it began with has its own number of steps."""
     count = sum(tensor.numel() for tensor in weights.values()) / 1e6
-    return f"| {folder.name} | {count:.1f} M | {step} | {_minutes(entries):.0f} min | {_losses(entries)} |"
+    steps, minutes = zip(*_runs_before(folder), strict=True)
+    losses = _losses(read_log(folder / "log.jsonl"))
+    return f"| {folder.name} | {count:.1f} M | {' + '.join(map(str, steps))} | {sum(minutes):.0f} min | {losses} |"
+
+
+def _runs_before(folder: Path) -> list[tuple[int, float]]:
+    """Steps and minutes of a stage's runs, from the first weights on; a package counts as none."""
+    state = read_checkpoint(folder / CHECKPOINT, prefix="no tensor")[1]
+    initial = state["configuration"].get("initial")
+    before = Path(initial) / folder.name if initial else None
+    earlier = _runs_before(before) if before and (before / CHECKPOINT).exists() else []
+    return [*earlier, (state["step"], _minutes(read_log(folder / "log.jsonl")))]
 
 
 def _minutes(entries: list[dict[str, float]]) -> float:

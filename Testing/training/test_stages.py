@@ -186,6 +186,21 @@ def test_a_run_without_its_log_is_exported(trained, tmp_path):
     assert export(configuration(), tmp_path / "run", tmp_path / "out").methods == ("regression",)
 
 
+def test_a_package_that_replaces_another_counts_its_version_on(trained, tmp_path):
+    shutil.copytree(trained / "regression", tmp_path / "run" / "regression")
+    versions = [export(configuration(), tmp_path / "run", tmp_path / "out").metadata["version"] for _ in range(2)]
+    assert versions == ["0.1.0", "0.2.0"]
+    assert list(load_package(tmp_path / "out").metadata["changelog"]) == ["0.2.0", "0.1.0"]
+
+
+def test_the_card_counts_the_steps_of_each_run_that_the_weights_come_from(trained, tmp_path):
+    overrides = [f"initial={trained}", "regression.optimizer_steps=1"]
+    run_stage("regression", configuration(*overrides), tmp_path / "run")
+    package = export(configuration(*overrides), tmp_path / "run", tmp_path / "out")
+    card = (package.path / "docs" / "README.md").read_text(encoding="utf-8")
+    assert f"| {configuration()['regression']['optimizer_steps']} + 1 |" in card
+
+
 def test_the_licence_of_a_package_is_found_where_pip_installed_the_project(trained, tmp_path, monkeypatch):
     monkeypatch.setattr("training.export.__file__", str(tmp_path / "training" / "export.py"))
     package = export(configuration(), trained, tmp_path / "out")
