@@ -15,13 +15,14 @@ from MissingModalitySynthLib.modality import MODALITIES
 
 from .loop import generator_at
 from .simulation.anatomy import Anatomy
-from .simulation.randomness import chance, uniform
+from .simulation.randomness import uniform
 from .simulation.simulator import Simulation, simulate
 
 # Chances of one, two, three sources: the hardest case is the commonest in use.
 SOURCE_COUNTS = (0.65, 0.25, 0.10)
 GAIN_JITTER = 0.12
-BLACK_CHANCE, BLACK_LEVEL = 0.4, 0.25
+BLACK_CHANCE, BLACK_LEVEL = 0.3, 0.25
+LIFT_CHANCE, LIFT = 0.4, (0.4, 1.0)  # exponents
 KEPT_CASES = 8  # at most so many heads of a small data set are kept in memory
 
 
@@ -92,12 +93,18 @@ def scaled(image: Tensor, headroom: float = 1.0) -> Tensor:
 
 
 def black_level(image: Tensor, generator: torch.Generator) -> Tensor:
-    """An image in [-1, 1] as it was, or with up to a quarter of the range cut off at its dark end.
+    """An image in [-1, 1] as it was, with up to a quarter of the range cut off at its dark end, or the dark end lifted.
 
-    In some T1s fluid is as dark as the air around a stripped brain: the networks must tell them by where they are.
+    In some T1s fluid is as dark as the air around a stripped brain, in others nearly as bright as grey matter: the
+    networks must tell fluid by where it is. Background stays what it was.
     """
-    level = 2 * uniform(generator, 0, BLACK_LEVEL) if chance(generator, BLACK_CHANCE) else 0.0
-    return (image + 1 - level).clamp(min=0) * (2 / (2 - level)) - 1
+    draw = uniform(generator, 0, 1)
+    if draw < BLACK_CHANCE:
+        level = 2 * uniform(generator, 0, BLACK_LEVEL)
+        return (image + 1 - level).clamp(min=0) * (2 / (2 - level)) - 1
+    if draw < BLACK_CHANCE + LIFT_CHANCE:
+        return 2 * ((image + 1) / 2) ** uniform(generator, *LIFT) - 1
+    return image
 
 
 def simulated_pairs(
