@@ -48,44 +48,44 @@ Contender = Callable[[Case, str], np.ndarray]  # of a head, the contrast to star
 Record = dict[str, Any]
 
 
-def translated(model: Translator, steps: int | None = None) -> Contender:
-    """What a translator makes of a volume, on its grid."""
+def on_canonical_grid(multiple: int, make: Callable[[torch.Tensor, str], torch.Tensor]) -> Contender:
+    """A contender that makes an image from (1, 1, X, Y, Z) in [-1, 1] and the name of its contrast."""
 
     @torch.inference_mode()
-    def run(case: Case, name: str) -> np.ndarray:
+    def contend(case: Case, name: str) -> np.ndarray:
         volume = case.sources[name]
-        grid = canonical_grid(volume, (1.0, 1.0, 1.0), model.multiple, mask=case.mask)
+        grid = canonical_grid(volume, (1.0, 1.0, 1.0), multiple, mask=case.mask)
         image = torch.from_numpy(normalise(to_canonical(volume, grid))[0])[None, None]
         with torch.autocast("cpu", torch.bfloat16):
-            condition = model.condition(model.encode({name: image}), TARGET)
-            latents = model.sample(
-                condition,
-                TARGET,
-                steps=steps or model.default_steps,
-                generator=torch.Generator().manual_seed(0),
-                on_step=lambda *_: None,
-            )
-        made = model.decode(latents.float())[0, 0].numpy()
-        return from_canonical(made + 1, grid).array
+            made = make(image, name)
+        return from_canonical(made[0, 0].float().numpy() + 1, grid).array
 
-    return run
+    return contend
+
+
+def translated(model: Translator, steps: int | None = None) -> Contender:
+    """What a translator makes, by default in as many steps as are its own."""
+
+    def make(image: torch.Tensor, name: str) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(0)
+        condition = model.condition(model.encode({name: image}), TARGET)
+        count = steps or model.default_steps
+        latents = model.sample(condition, TARGET, steps=count, generator=generator, on_step=lambda *_: None)
+        return model.decode(latents.float())
+
+    return on_canonical_grid(model.multiple, make)
 
 
 def by_slices(run: Path) -> Contender:
     """CycleGAN's generator of each source contrast, slice by slice."""
+    names = sorted({name for names in PAIRS.values() for name in names})
+    generators = {name: cyclegan.load(run, name) for name in names}
 
-    @torch.inference_mode()
-    def translate(case: Case, name: str) -> np.ndarray:
-        volume = case.sources[name]
-        grid = canonical_grid(volume, (1.0, 1.0, 1.0), 16, mask=case.mask)
-        image = torch.from_numpy(normalise(to_canonical(volume, grid))[0])[None, None]
-        with torch.autocast("cpu", torch.bfloat16):
-            made = torch.cat([generators[name](part).float() for part in slices_of(image).split(16)])
-        return from_canonical(made.movedim(0, -1)[0].numpy() + 1, grid).array
+    def make(image: torch.Tensor, name: str) -> torch.Tensor:
+        made = [generators[name](part) for part in slices_of(image).split(16)]
+        return torch.cat(made).movedim(0, -1)[None]
 
-    found = sorted({name for names in PAIRS.values() for name in names})
-    generators = {name: cyclegan.load(run, name) for name in found if (run / name).exists()}
-    return translate
+    return on_canonical_grid(16, make)
 
 
 def zero_shot_model(run: Path, **changes: Any) -> MidiffusionTranslator:
