@@ -56,9 +56,8 @@ def on_canonical_grid(multiple: int, make: Callable[[torch.Tensor, str], torch.T
         volume = case.sources[name]
         grid = canonical_grid(volume, (1.0, 1.0, 1.0), multiple, mask=case.mask)
         image = torch.from_numpy(normalise(to_canonical(volume, grid))[0])[None, None]
-        with torch.autocast("cpu", torch.bfloat16):
-            made = make(image, name)
-        return from_canonical(made[0, 0].float().numpy() + 1, grid).array
+        made = make(image, name)
+        return from_canonical(made[0, 0].numpy() + 1, grid).array
 
     return contend
 
@@ -68,9 +67,10 @@ def translated(model: Translator, steps: int | None = None) -> Contender:
 
     def make(image: torch.Tensor, name: str) -> torch.Tensor:
         generator = torch.Generator().manual_seed(0)
-        condition = model.condition(model.encode({name: image}), TARGET)
         count = steps or model.default_steps
-        latents = model.sample(condition, TARGET, steps=count, generator=generator, on_step=lambda *_: None)
+        with torch.autocast("cpu", torch.bfloat16):  # not the decoder: it has the fine detail
+            condition = model.condition(model.encode({name: image}), TARGET)
+            latents = model.sample(condition, TARGET, steps=count, generator=generator, on_step=lambda *_: None)
         return model.decode(latents.float())
 
     return on_canonical_grid(model.multiple, make)
@@ -82,7 +82,8 @@ def by_slices(run: Path) -> Contender:
     generators = {name: cyclegan.load(run, name) for name in names}
 
     def make(image: torch.Tensor, name: str) -> torch.Tensor:
-        made = [generators[name](part) for part in slices_of(image).split(16)]
+        with torch.autocast("cpu", torch.bfloat16):
+            made = [generators[name](part).float() for part in slices_of(image).split(16)]
         return torch.cat(made).movedim(0, -1)[None]
 
     return on_canonical_grid(16, make)

@@ -4,9 +4,13 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+
+from MissingModalitySynthLib.volume import Geometry, Volume
+from training.evaluation.cases import Case
 
 FOLDER = Path(__file__).parents[1] / "benchmark"
 
@@ -61,6 +65,20 @@ def test_each_discriminator_learns_from_its_own_loss_alone(benchmark):
     terms["adversarial target"].backward()
     moved = {part for part in model for weight in model[part].parameters() if weight.grad is not None}
     assert moved == {"there"}
+
+
+def test_a_generator_that_changes_nothing_gives_the_source_back_on_its_own_grid(benchmark):
+    benchmark("cyclegan").load = lambda run, name: nn.Identity()
+    zero_shot = benchmark("zero_shot")
+    array = np.zeros((48, 56, 40), np.float32)
+    array[8:40, 8:48, 8:32] = 1 + np.random.default_rng(0).random((32, 40, 24))
+    volume = Volume(array, Geometry(array.shape, (1.0,) * 3, (5.0, 6.0, 7.0), np.diag((-1.0, 1.0, 1.0))), "head")
+    case = Case("someone", {"PD": volume}, {"T1": volume}, mask=array > 0)
+    made = zero_shot.by_slices(Path())(case, "PD")
+    assert made.shape == array.shape
+    low, high = np.percentile(array, [0.5, 99.5])
+    inside = (array > 0) & (array < high)
+    np.testing.assert_allclose(made[inside] / 2, ((array - low) / (high - low))[inside], atol=0.01)
 
 
 def test_the_table_has_means_over_heads_and_a_row_for_each_contender(benchmark):
