@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from MissingModalitySynthLib.volume import Geometry, Volume
 from MissingModalitySynthLib.volume_io import write_volume
@@ -20,6 +22,19 @@ BOXES = (
     ((4, 14, -8), (6, 3, 4), 1),
 )
 GRID = Geometry((24, 28, 24), (2.5, 2.5, 2.5), (-28.0, -34.0, -29.0))
+
+
+@pytest.fixture(scope="session")
+def same_tensors():
+    """Function: two safetensors files -> nothing, when they hold the same tensors to the bit."""
+
+    def check(*paths):
+        one, other = (load_file(path) for path in paths)
+        assert one.keys() == other.keys()
+        for name, tensor in one.items():
+            assert torch.equal(tensor, other[name]), name
+
+    return check
 
 
 def _step(distance_mm, width_mm=1.0):

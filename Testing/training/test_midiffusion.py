@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
 from scipy.stats import spearmanr
 
 import training
@@ -99,16 +98,13 @@ def test_training_steps_lower_the_loss_of_a_fixed_example(pair, overrides, losse
     assert values[-1] < 0.8 * values[0]
 
 
-def test_a_run_that_is_interrupted_and_resumed_equals_one_that_is_not(tmp_path):
+def test_a_run_that_is_interrupted_and_resumed_equals_one_that_is_not(tmp_path, same_tensors):
     settings = configuration("midiffusion.optimizer_steps=3")
     run_stage("midiffusion", settings, tmp_path / "whole")
     for _ in range(3):
         run_stage("midiffusion", settings, tmp_path / "parts", max_minutes=0)
     files = [tmp_path / run / "midiffusion" / CHECKPOINT for run in ("whole", "parts")]
-    with safe_open(files[0], "pt") as whole, safe_open(files[1], "pt") as parts:
-        assert set(whole.keys()) == set(parts.keys())
-        for name in whole.keys():
-            assert torch.equal(whole.get_tensor(name), parts.get_tensor(name)), name
+    same_tensors(*files)
 
 
 def test_the_latents_are_whitened_on_targets(trained):

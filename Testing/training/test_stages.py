@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from monai.networks.nets.diffusion_model_unet import DiffusionUNetResnetBlock
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 import training
@@ -101,7 +100,7 @@ def test_latents_are_whitened_on_images_of_any_size():
     assert torch.allclose(latents.std(dim=(0, 2)), torch.ones(4), atol=1e-3)
 
 
-def test_a_stage_that_is_interrupted_and_resumed_equals_one_that_is_not(trained, tmp_path):
+def test_a_stage_that_is_interrupted_and_resumed_equals_one_that_is_not(trained, tmp_path, same_tensors):
     settings = configuration("diffusion.optimizer_steps=3", "machine.tensorboard=false")
     for run in ("whole", "parts"):
         (tmp_path / run).mkdir()
@@ -110,10 +109,7 @@ def test_a_stage_that_is_interrupted_and_resumed_equals_one_that_is_not(trained,
     for _ in range(3):
         run_stage("diffusion", settings, tmp_path / "parts", max_minutes=0)
     files = [tmp_path / run / "diffusion" / CHECKPOINT for run in ("whole", "parts")]
-    with safe_open(files[0], "pt") as whole, safe_open(files[1], "pt") as parts:
-        assert set(whole.keys()) == set(parts.keys())
-        for name in whole.keys():
-            assert torch.equal(whole.get_tensor(name), parts.get_tensor(name)), name
+    same_tensors(*files)
 
 
 def test_gradient_checkpointing_changes_no_weight_of_a_stage_and_computes_its_blocks_again(
