@@ -36,6 +36,7 @@ DEFAULTS: dict[str, Any] = {
         # scans; null: simulated heads only
         "real": None,  # folder or CSV table
         "real_share": 1.0,  # of the pairs
+        "real_targets": None,  # what scans are targets of, such as [T2, FLAIR]; null: all they have. All are sources
         "real_artefacts": 0.0,  # added to the sources, as to those of simulated heads
         "layout": "auto",  # see training/data/readers.py
         "register": False,  # contrasts that are on another grid
@@ -129,6 +130,7 @@ NULLABLE = {
     "data.cases": int,
     "data.anatomies": str,
     "data.real": str,
+    "data.real_targets": list,
     "data.cache": str,
     "segmenter.contrasts": list,
 }
@@ -284,9 +286,13 @@ def _check_data(configuration: Mapping[str, Any]) -> None:
     names, shapes = configuration["modalities"], configuration["data"]["shapes"]
     if len(names) < 2 or len(set(map(str, names))) < len(names) or any(name not in MODALITIES for name in names):
         raise InputError(f"'modalities' must be two or more of {', '.join(MODALITIES)}, not {names}.")
-    contrasts = configuration["segmenter"]["contrasts"]
-    if contrasts is not None and (not contrasts or any(name not in names for name in contrasts)):
-        raise InputError(f"'segmenter.contrasts' must be null or some of {', '.join(names)}, not {contrasts}.")
+    some = {
+        "segmenter.contrasts": configuration["segmenter"]["contrasts"],
+        "data.real_targets": configuration["data"]["real_targets"],
+    }
+    for key, chosen in some.items():
+        if chosen is not None and (not chosen or any(name not in names for name in chosen)):
+            raise InputError(f"'{key}' must be null or some of {', '.join(names)}, not {chosen}.")
     if not shapes or not all(isinstance(shape, list) and list(map(type, shape)) == [int] * 3 for shape in shapes):
         raise InputError(f"'data.shapes' must be a list of sizes such as [[96, 96, 96]], not {shapes}.")
     if wrong := [shape for shape in shapes if any(size < 16 or size % 16 for size in shape)]:

@@ -76,7 +76,7 @@ def make_examples(
         if data["kept_subjects"]:
             options = {"load": in_memory(subjects, data["kept_subjects"], **options)}
         options |= {"policy": data["broken"], "skipped": skipped, "artefacts": data["real_artefacts"]}
-        options |= {"targets_alone": targets_alone}
+        options |= {"targets": None if targets_alone else data["real_targets"], "targets_alone": targets_alone}
         streams.append(lambda g: subject_pairs(subjects, g, **common, **options))
     if len(streams) == 1:
         return by_number(streams[0], seed, data["pairs_per_case"], data["cases"])

@@ -6,7 +6,8 @@
 The runs are those of ``training/configs/micro-zero-shot.yaml``, ``segmenter.yaml`` and ``cyclegan.py``, and must not
 have seen the anatomies. PD, T2 and FLAIR of simulated heads are translated to T1, and T2 and FLAIR of scans. Dice is
 the mean over CSF, grey, white and deep grey matter between the segmentation of the translated image and the truth
-(simulated) or the segmentation of the acquired T1 (scans).
+(simulated) or the segmentation of the acquired T1 (scans). What the output folder has from an earlier call is kept and
+not measured again: a slow row can have a call of its own, on fewer heads.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -134,14 +135,24 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def records_of(case: Case, kind: str, judge: nn.Module, rows: list[tuple[str, Contender]]) -> Iterator[Record]:
-    """Every contender on every source of one head."""
+def identity(record: Record) -> tuple[str, ...]:
+    """What was measured: head, source contrast and contender."""
+    return tuple(record[key] for key in ("kind", "case", "source", "row"))
+
+
+def records_of(
+    case: Case, kind: str, judge: nn.Module, rows: list[tuple[str, Contender]], known: Container[tuple[str, ...]] = ()
+) -> Iterator[Record]:
+    """Every contender on every source of one head, but for what is known."""
     acquired = case.targets[TARGET]
     truth = case.tissues if kind == "simulated" else label(judge, acquired, mask=case.mask).array
     for source in PAIRS[kind]:
         if source not in case.sources:
             continue
         for row, contend in rows:
+            record = {"kind": kind, "case": case.name, "source": source, "row": row}
+            if identity(record) in known:
+                continue
             started = time.perf_counter()
             array = contend(case, source)
             seconds = time.perf_counter() - started
@@ -149,17 +160,16 @@ def records_of(case: Case, kind: str, judge: nn.Module, rows: list[tuple[str, Co
             labels = label(judge, made, mask=case.mask).array
             scores = metrics.compare(array, acquired.array, case.mask)
             dice = {CLASSES[index]: metrics.dice(labels, truth, index) for index in JUDGED}
-            record = {"kind": kind, "case": case.name, "source": source, "row": row, "seconds": seconds}
-            yield record | {"dice": float(np.mean(list(dice.values()))), "by_class": dice, **scores}
+            yield record | {"seconds": seconds, "dice": float(np.mean(list(dice.values()))), "by_class": dice, **scores}
 
 
 def table(records: Iterable[Record]) -> str:
-    """Means over the heads, and the standard deviation of Dice."""
+    """Means over the images, and the standard deviation of Dice."""
     records = list(records)
     columns = list(dict.fromkeys((record["kind"], record["source"]) for record in records))
     lines = [
-        "| | " + " | ".join(f"{source} → {TARGET}, {kind}" for kind, source in columns) + " | seconds |",
-        "|---" * (len(columns) + 2) + "|",
+        "| | " + " | ".join(f"{source} → {TARGET}, {kind}" for kind, source in columns) + " | seconds | images |",
+        "|---" * (len(columns) + 3) + "|",
     ]
     for row in dict.fromkeys(record["row"] for record in records):
         own = [record for record in records if record["row"] == row]
@@ -168,8 +178,19 @@ def table(records: Iterable[Record]) -> str:
             found = [record for record in own if (record["kind"], record["source"]) == (kind, source)]
             dice, psnr = ([record[key] for record in found] for key in ("dice", "psnr"))
             cells.append(f"{np.mean(dice):.3f} ± {np.std(dice):.3f}, {np.mean(psnr):.2f} dB" if found else "")
-        lines.append(f"| {row} | " + " | ".join(cells) + f" | {np.mean([r['seconds'] for r in own]):.1f} |")
+        seconds = np.mean([record["seconds"] for record in own])
+        lines.append(f"| {row} | {' | '.join(cells)} | {seconds:.1f} | {len(own)} |")
     return "\n".join(lines)
+
+
+def heads(configuration: dict[str, Any], options: argparse.Namespace) -> Iterator[tuple[str, Case]]:
+    """Simulated heads, then scans."""
+    for case in simulated_cases(configuration, options.heads + 1):
+        if case.name != "simulated-001":  # the MNI152 maps come first, and are in every training
+            yield "simulated", case
+    if options.subjects:
+        for subject in find_subjects(options.subjects, "auto")[: options.scans]:
+            yield "scans", read_case(subject)
 
 
 def main() -> None:
@@ -179,6 +200,7 @@ def main() -> None:
     parser.add_argument("--anatomies", type=Path, required=True, help="label maps that no training has seen")
     parser.add_argument("--heads", type=int, default=4, help="simulated heads (default: 4)")
     parser.add_argument("--subjects", type=Path, help="scans with T1, T2 and FLAIR")
+    parser.add_argument("--scans", type=int, help="how many of the scans, the first (default: all)")
     for name, words in (
         ("ours", "run"),
         ("published", "run"),
@@ -193,13 +215,12 @@ def main() -> None:
     recipe = Path(__file__).parents[2] / "training" / "configs" / "micro-zero-shot.yaml"
     configuration = load_configuration(recipe, [f"data.anatomies={options.anatomies}", "data.skull_strip=1.0"])
     options.output.mkdir(parents=True, exist_ok=True)
-    records = []
-    for case in simulated_cases(configuration, options.heads + 1):
-        if case.name != "simulated-001":  # the MNI152 maps come first, and are in every training
-            records += records_of(case, "simulated", judge, rows)
-    for subject in find_subjects(options.subjects, "auto") if options.subjects else ():
-        records += records_of(read_case(subject), "scans", judge, rows)
-    (options.output / "zero-shot.json").write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+    file = options.output / "zero-shot.json"
+    records = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    known = {identity(record) for record in records}
+    for kind, case in heads(configuration, options):
+        records += records_of(case, kind, judge, rows, known)
+        file.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
     text = table(records)
     (options.output / "zero-shot.md").write_text(text + "\n", encoding="utf-8")
     print(text)

@@ -90,6 +90,6 @@ def test_the_table_has_means_over_heads_and_a_row_for_each_contender(benchmark):
         common | {"row": "SDEdit", "dice": 0.5, "psnr": 15.0, "seconds": 1.0},
     ]
     lines = zero_shot.table(records).splitlines()
-    assert lines[0] == "| | PD → T1, simulated | seconds |"
-    assert lines[2] == "| ours | 0.850 ± 0.050, 21.00 dB | 2.0 |"
-    assert lines[3] == "| SDEdit | 0.500 ± 0.000, 15.00 dB | 1.0 |"
+    assert lines[0] == "| | PD → T1, simulated | seconds | images |"
+    assert lines[2] == "| ours | 0.850 ± 0.050, 21.00 dB | 2.0 | 2 |"
+    assert lines[3] == "| SDEdit | 0.500 ± 0.000, 15.00 dB | 1.0 | 1 |"

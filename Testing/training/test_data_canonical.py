@@ -223,6 +223,15 @@ def test_artefacts_change_the_sources_alone_and_leave_the_background(subjects, c
         assert torch.corrcoef(torch.stack([image[inside], changed[inside]]))[0, 1] > 0.7
 
 
+def test_only_the_contrasts_that_are_asked_for_are_targets_and_all_are_sources(subjects, cached):
+    pairs = list(islice(subject_pairs(subjects, generator(), shapes=SHAPES, targets=["T2", "FLAIR"], **cached), 40))
+    assert {pair.target for pair in pairs} == {"T2", "FLAIR"}
+    assert {name for pair in pairs for name in pair.images} == {"T2", "FLAIR"}
+    assert {name for pair in pairs for name in pair.sources} == {"T1", "T1ce", "T2", "FLAIR"}
+    with pytest.raises(InputError, match=r"Subject 'BraTS\w+' has none of the contrasts to learn: PD\."):
+        next(subject_pairs(subjects, generator(), shapes=SHAPES, targets=["PD"], **cached))
+
+
 def test_scans_smaller_than_the_crop_are_padded_with_background(subjects):
     pair = next(subject_pairs(subjects, generator(), shapes=[(48, 48, 48)], **COARSE))
     assert pair.image.shape == (1, 1, 48, 48, 48)

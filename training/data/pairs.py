@@ -32,6 +32,7 @@ def subject_pairs(
     policy: str = "skip",
     skipped: dict[str, str] | None = None,
     artefacts: float = 0.0,
+    targets: Sequence[str] | None = None,
     targets_alone: Sequence[str] | None = None,
     device: str = "cpu",
     report: Callable[[str], None] = print,
@@ -48,14 +49,18 @@ def subject_pairs(
         pairs_per_case: targets that are taken from one crop, each with its own sources.
         policy, skipped: what a subject that can't be loaded does, see :func:`load_each`; streams that share one
             ``skipped`` warn once for all of them.
+        targets: only these are targets, all are sources; None: all are targets.
         artefacts: factor on what :func:`~..simulation.artefacts.acquire` does to the sources, with gains as of
             simulated ones; 0: they stay as they were acquired.
         targets_alone: each pair has one of these as its target, and no source; subjects have one of them or more.
         **options: ``load`` of :func:`load_each`, and options of :func:`~.cache.load_subject`.
 
     Raises:
-        InputError: no subject can be used, or one can't and the policy is "stop"; a subject has a single contrast.
+        InputError: no subject can be used, or one can't and the policy is "stop"; a subject has a single contrast, or
+            none of ``targets``.
     """
+    if without := [s.name for s in subjects if targets is not None and not set(targets) & set(s.files)]:
+        raise InputError(f"Subject '{without[0]}' has none of the contrasts to learn: {', '.join(targets)}.")
     if not targets_alone and (lonely := [subject.name for subject in subjects if len(subject.files) < 2]):
         raise InputError(f"Subject '{lonely[0]}' has fewer than two contrasts: no pair can be made of it.")
     skipped = {} if skipped is None else skipped
@@ -74,11 +79,14 @@ def subject_pairs(
         tensors = {name: _tensor(image[::-1] if flip else image, device) for name, image in images.items()}
         if lesions is not None:
             lesions = _tensor(lesions[::-1] if flip else lesions, device)
+        known = {name: image for name, image in tensors.items() if targets is None or name in targets}
         for sources, target in roles:
+            if target not in known:
+                continue
             chosen = {name: tensors[name] for name in sources}
             if artefacts:
                 chosen = {name: _acquired_again(image, generator, artefacts) for name, image in chosen.items()}
-            yield Pair(chosen, target, tensors[target], subject=case.name, images=tensors, lesions=lesions)
+            yield Pair(chosen, target, tensors[target], subject=case.name, images=known, lesions=lesions)
 
 
 class _Load(Transform):
