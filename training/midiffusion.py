@@ -1,4 +1,5 @@
-"""MIDiffusion's training: the target contrast alone. What stands in for the unseen source is made of the target."""
+"""MIDiffusion's training: the target contrast alone. What stands in for the unseen source is made of the target, and of
+its tissues where they are known."""
 
 from __future__ import annotations
 
@@ -10,11 +11,17 @@ from MissingModalitySynthLib.translators.midiffusion import MidiffusionTranslato
 
 from .batches import Pair, choose
 from .losses import Terms, squared_error
+from .segmenter import CLASSES, classes_of
 from .simulation.artefacts import acquire
-from .simulation.randomness import chance, device_generator, smooth_field, uniform
+from .simulation.randomness import apply_matrices, chance, device_generator, gaussian_matrix, smooth_field, uniform
+from .simulation.tissues import TISSUES
 
 KNOTS = 7  # of a map of intensities
 DARKEST = 0.05  # of mapped tissue, background being 0: a source shows its head
+TISSUE_SHARE = 0.8  # of the pseudo-sources of heads whose tissues are known
+KIND_SPREAD = 0.2  # of the intensities of tissues of one kind
+BRIGHTEST = (0.75, 1.0)  # tissue of the brain
+PARTIAL_VOLUME = 0.6  # SD in voxels of the blur of labels' edges
 SLICES = 4  # of a head in a training step of the published form
 
 
@@ -28,30 +35,27 @@ def midiffusion_losses(
     hidden_share: float = 0.15,
     artefacts: float = 0.6,
 ) -> Terms:
-    """Clean estimates from noisy states and what :func:`pseudo_source` shows of the head: squared errors.
+    """A clean estimate from a noisy state and what :func:`pseudo_source` shows of the head: squared error.
 
-    At two times: T - 1, where every sampler from noise begins, and one drawn from all. Its error is taken over
-    1 - alpha_bar (0.05 at least), so that each time is about as hard as any other. In ``hidden_share`` of the examples
-    the second estimate sees nothing of the source, so that the same network knows the target by itself (SDEdit).
+    In half of the examples at the time T - 1, where every sampler from noise begins, else at one drawn from all. The
+    error is taken over 1 - alpha_bar (0.05 at least), so that each time is about as hard as any other. In
+    ``hidden_share`` of the examples nothing is shown of the source, so that the same network knows the target by itself
+    (SDEdit).
     """
     stage = model.first_stage
     with torch.no_grad(), torch.autocast(pair.image.device.type, enabled=False):  # the simulator computes in float32
         latents = stage.encode(pair.image)
-        condition = model.describe(pseudo_source(pair.image, generator, artefacts))
+        condition = model.describe(pseudo_source(pair.image, generator, artefacts, pair.labels))
     last = len(model.alpha_bar) - 1
-    loss = 0.0
-    for t, seen in (
-        (last, condition),
-        (choose(generator, last), condition.hidden() if chance(generator, hidden_share) else condition),
-    ):
-        noise = torch.randn(latents.shape, generator=generator).to(latents.device)
-        alpha_bar = model.alpha_bar[t].item()
-        x = add_noise(latents, noise, latents.new_tensor([alpha_bar]))
-        time = torch.full((1,), t, device=x.device)
-        clean = model.clean(x, seen, time, model.index(pair.target, x))
-        error = squared_error(stage, clean, latents, pair.image, latent_weight, image_weight)
-        loss = loss + error / max(1 - alpha_bar, 0.05) / 2
-    return {"midiffusion": loss}
+    t = last if chance(generator, 0.5) else choose(generator, last)
+    if chance(generator, hidden_share):
+        condition = condition.hidden()
+    noise = torch.randn(latents.shape, generator=generator).to(latents.device)
+    alpha_bar = model.alpha_bar[t].item()
+    x = add_noise(latents, noise, latents.new_tensor([alpha_bar]))
+    clean = model.clean(x, condition, torch.full((1,), t, device=x.device), model.index(pair.target, x))
+    error = squared_error(stage, clean, latents, pair.image, latent_weight, image_weight)
+    return {"midiffusion": error / max(1 - alpha_bar, 0.05)}
 
 
 def published_losses(model: MidiffusionTranslator, pair: Pair, generator: torch.Generator) -> Terms:
@@ -63,32 +67,66 @@ def published_losses(model: MidiffusionTranslator, pair: Pair, generator: torch.
         full = slices.amax(dim=(1, 2, 3)) > -1  # of air nothing can be learned
         slices = slices[full] if full.any() else slices
         image = slices[torch.randperm(len(slices), generator=generator)[:SLICES].to(slices.device)]
-    t = torch.randint(len(model.alpha_bar) - 1, image.shape[:1], generator=generator)
+    t = torch.randint(len(model.alpha_bar), image.shape[:1], generator=generator)
+    after = (t + 1).clamp(max=len(model.alpha_bar) - 1)
     noise = torch.randn(image.shape, generator=generator).to(image.device)
-    x, state = (add_noise(image, noise, model.alpha_bar[s].float().to(image.device)) for s in (t, t + 1))
+    x, state = (add_noise(image, noise, model.alpha_bar[s].float().to(image.device)) for s in (t, after))
     with torch.no_grad():
         channels = model.describe(image).channels
     predicted = model.noise(x, image, channels, t.to(image.device), model.index(pair.target, x), state)
     return {"midiffusion": F.mse_loss(predicted, noise)}
 
 
-def pseudo_source(image: torch.Tensor, generator: torch.Generator, artefacts: float = 0.6) -> torch.Tensor:
+def pseudo_source(
+    image: torch.Tensor, generator: torch.Generator, artefacts: float = 0.6, labels: torch.Tensor | None = None
+) -> torch.Tensor:
     """The target (1, 1, X, Y, Z) in [-1, 1] as another contrast might show the head; exact background stays so.
 
-    Its intensities are mapped by :func:`intensity_map`, in half of the draws by two maps that take turns in space, as
-    other contrasts tell apart what is alike in the target; then comes what an acquisition does to an image.
+    Where tissues are known, by :func:`tissue_contrast` in TISSUE_SHARE of the draws. Else its intensities are mapped by
+    :func:`intensity_map`, in half of the draws by two maps that take turns in space, as other contrasts tell apart what
+    is alike in the target. Then comes what an acquisition does to an image.
 
     Args:
         artefacts: factor on those of :func:`~.simulation.artefacts.acquire`.
+        labels: tissue classes of the simulator, like the image; None for scans.
     """
     signal = (image[0, 0] + 1) / 2
-    mapped = _interpolate(intensity_map(generator), signal)
-    if chance(generator, 0.5):
-        field = smooth_field(generator, signal.shape, uniform(generator, 16, 40), signal.device)
-        mapped = mapped.lerp(_interpolate(intensity_map(generator), signal), torch.sigmoid(4 * field))
+    if labels is not None and chance(generator, TISSUE_SHARE):
+        mapped = tissue_contrast(labels[0, 0], signal, generator)
+    else:
+        mapped = _interpolate(intensity_map(generator), signal)
+        if chance(generator, 0.5):
+            field = smooth_field(generator, signal.shape, uniform(generator, 16, 40), signal.device)
+            mapped = mapped.lerp(_interpolate(intensity_map(generator), signal), torch.sigmoid(4 * field))
     mapped *= signal > 0
     acquired, _ = acquire(mapped, generator, device_generator(generator, image.device), strength=artefacts)
     return (2 * acquired * (signal > 0) - 1).clamp(max=1)[None, None]
+
+
+def tissue_contrast(labels: torch.Tensor, signal: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """An image (X, Y, Z), DARKEST to 1, in which each tissue has an intensity of its own that follows no physics.
+
+    As SynthSR makes its inputs (Iglesias et al. 2021), but that tissues of one kind are near each other, and deep grey
+    matter is mostly between grey and white matter, as in every contrast; and that what a tissue shows within itself is
+    that of the target, stronger or weaker, in either direction.
+
+    Args:
+        labels: tissue classes of the simulator.
+        signal: the target in [0, 1].
+    """
+    kinds = classes_of(torch.arange(len(TISSUES)))
+    own, kind = torch.rand(len(TISSUES), generator=generator), torch.rand(len(CLASSES), generator=generator)
+    grey, white, deep = (CLASSES.index(name) for name in ("grey matter", "white matter", "deep grey matter"))
+    kind[deep] = kind[grey].lerp(kind[white], uniform(generator, -0.2, 1.2))
+    values = torch.where(kinds > 0, kind[kinds] + KIND_SPREAD * (own - 0.5), own)
+    brain = (kinds > 0) & (kinds < len(CLASSES) - 1)  # which decides how a whole head is scaled, whatever the crop
+    values = values * uniform(generator, *BRIGHTEST) / values[brain].max()
+    flat = labels.flatten().long()
+    counts = torch.bincount(flat, minlength=len(TISSUES)).clamp_min(1)
+    means = torch.bincount(flat, signal.flatten(), minlength=len(TISSUES)) / counts
+    detail = uniform(generator, -1, 1) * (signal - means.to(signal)[labels.long()])
+    edges = [gaussian_matrix(size, PARTIAL_VOLUME, signal.device) for size in signal.shape]
+    return (apply_matrices(values.to(signal)[labels.long()], edges) + detail).clamp(DARKEST, 1)
 
 
 def intensity_map(generator: torch.Generator) -> torch.Tensor:

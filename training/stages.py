@@ -379,9 +379,9 @@ def _show_translation(model: Translator, pair: Pair) -> dict[str, torch.Tensor]:
 
 
 def _show_zero_shot(model: MidiffusionTranslator, pair: Pair) -> dict[str, torch.Tensor]:
-    source = pseudo_source(pair.image, generator_at(0))
+    source = pseudo_source(pair.image, generator_at(0), labels=pair.labels)
     steps = min(model.default_steps, 50)
     latents = model.sample(
-        model.describe(source), pair.target, steps=steps, generator=generator_at(1), on_step=lambda *_: None
+        model.prepare(source), pair.target, steps=steps, generator=generator_at(1), on_step=lambda *_: None
     )
     return {"pseudo-source": source, f"synthetic {pair.target}": model.decode(latents), pair.target: pair.image}

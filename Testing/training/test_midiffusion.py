@@ -21,7 +21,8 @@ from training.data.subjects import Subject, check_subjects
 from training.examples import make_examples
 from training.export import export
 from training.loop import generator_at
-from training.midiffusion import intensity_map, midiffusion_losses, pseudo_source, published_losses
+from training.midiffusion import intensity_map, midiffusion_losses, pseudo_source, published_losses, tissue_contrast
+from training.simulation.tissues import CLASS
 from training.stages import CHECKPOINT, build_stage, load_translator, run_stage
 
 SMOKE = Path(training.__file__).parent / "configs" / "smoke.yaml"
@@ -56,7 +57,7 @@ def test_the_examples_hold_the_target_and_nothing_else(pair):
 
 def test_a_loss_is_the_same_whatever_sources_an_example_has(pair):
     model = build_stage("midiffusion", configuration()).model
-    other = Pair({"T2": torch.randn_like(pair.image)}, "T1", pair.image)
+    other = Pair({"T2": torch.randn_like(pair.image)}, "T1", pair.image, labels=pair.labels)
     losses = [midiffusion_losses(model, each, generator_at(5))["midiffusion"] for each in (pair, other)]
     assert losses[0] == losses[1]
 
@@ -81,6 +82,35 @@ def test_a_pseudo_source_has_the_anatomy_and_background_of_the_target_and_contra
         assert torch.equal(source, pseudo_source(pair.image, generator_at(number), artefacts=0.0))
         correlations.append(spearmanr(pair.image[head], source[head]).statistic)
     assert min(correlations) < -0.5 and max(correlations) > 0.5
+    by_tissue = pseudo_source(pair.image, generator_at(1), artefacts=0.0, labels=pair.labels)
+    assert (by_tissue[~head] == -1).all() and (by_tissue[head] > -1).float().mean() > 0.99
+    assert not torch.equal(by_tissue, pseudo_source(pair.image, generator_at(1), artefacts=0.0))
+
+
+def test_a_contrast_of_tissues_is_even_within_each_and_free_between_them():
+    """With a target that is even within each tissue: far from edges one intensity a tissue, in any order."""
+    labels = torch.zeros(24, 24, 24, dtype=torch.uint8)
+    white, cortex, fluid = (CLASS[name] for name in ("white matter", "cortex", "ventricular CSF"))
+    labels[:8], labels[8:16], labels[16:] = white, cortex, fluid
+    signal = torch.tensor([0.9, 0.5, 0.2]).repeat_interleave(8).view(24, 1, 1).expand(24, 24, 24)
+    orders = set()
+    for number in range(40):
+        made = tissue_contrast(labels, signal, generator_at(number))
+        assert made.min() >= 0.05 and made.max() <= 1
+        middles = made[3:24:8]
+        assert (middles - middles[:, :1, :1]).abs().max() < 1e-3
+        orders.add(tuple(middles[:, 0, 0].argsort().tolist()))
+    assert len(orders) == 6
+
+
+def test_detail_of_the_target_within_a_tissue_goes_over_in_either_direction():
+    labels = torch.full((16, 16, 16), CLASS["white matter"], dtype=torch.uint8)
+    signal = 0.5 + 0.02 * torch.randn(16, 16, 16, generator=generator_at(0))
+    slopes = []
+    for number in range(24):
+        made = tissue_contrast(labels, signal, generator_at(number))
+        slopes.append(np.polyfit(signal.flatten(), made.flatten(), 1)[0])
+    assert -1.01 < min(slopes) < -0.5 and 0.5 < max(slopes) < 1.01
 
 
 @pytest.mark.parametrize(("overrides", "losses"), [([], midiffusion_losses), (PUBLISHED, published_losses)])
@@ -110,7 +140,7 @@ def test_a_run_that_is_interrupted_and_resumed_equals_one_that_is_not(tmp_path, 
 def test_the_latents_are_whitened_on_targets(trained):
     weights = averaged_weights(trained / "midiffusion" / CHECKPOINT)[0]
     assert weights["first_stage.latent_std"].min() > 0
-    assert not torch.equal(weights["first_stage.latent_std"], torch.ones(8))
+    assert not torch.equal(weights["first_stage.latent_std"], torch.ones(1))
 
 
 def test_the_published_form_trains_on_images_and_is_loaded_again(tmp_path):

@@ -15,7 +15,7 @@ FIRST_STAGES: dict[str, type[FirstStage]] = {"vq": VQAutoencoder, "kl": KLAutoen
 
 # Published: 64 channels times 1, 2, 2, 2, two blocks a level, attention at a width of 16.
 _LARGE_MIDIFFUSION: dict[str, dict[str, Any]] = {
-    "guided": {"first_stage": {"kind": "haar", "levels": 2}, "features": [64, 96, 128, 256, 256, 64]},
+    "guided": {"first_stage": {"kind": "haar", "levels": 0}, "features": [32, 64, 128, 256, 320, 32]},
     "published": {
         "first_stage": {"kind": "haar", "levels": 0},
         "channels": [64, 128, 128, 128],
@@ -91,8 +91,7 @@ CONFIGURATIONS: dict[str, dict[str, dict[str, Any]]] = {
         },
         "regression": {"features": [16, 32, 64, 128, 256, 16]},
         "midiffusion": {
-            # two levels: the map from source to target varies slowly, and detail need not pass through the network
-            "guided": {"first_stage": {"kind": "haar", "levels": 2}, "features": [32, 48, 64, 96, 128, 32]},
+            "guided": {"first_stage": {"kind": "haar", "levels": 0}, "features": [16, 32, 64, 128, 192, 16]},
             "published": {
                 "first_stage": {"kind": "haar", "levels": 0},
                 "channels": [32, 64, 64, 64],

@@ -1,5 +1,5 @@
-"""MIDiffusion (Wang et al. 2023, 2024): zero-shot translation. The networks know the target alone; the source, of any
-contrast, reaches them through local mutual information, which one-to-one maps of intensity do not change."""
+"""MIDiffusion (Wang et al. 2023, 2024): zero-shot translation. The networks have seen images of the target alone, and
+local mutual information, which one-to-one maps of intensity do not change, says what a source of any contrast shows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from monai.networks.nets.basic_unet import BasicUNet
+from monai.networks.nets.basic_unet import BasicUNet, UpCat
 from monai.networks.nets.diffusion_model_unet import DiffusionModelUNet
 from monai.networks.utils import pixelunshuffle
 from torch import nn
@@ -19,16 +19,16 @@ from ..diffusion.samplers import OnStep, ddpm, gaussian
 from ..diffusion.schedules import add_noise, alphas_cumprod
 from ..errors import InputError
 from ..intensity import head_mask
+from ..networks import norms  # noqa: F401  (makes its layers known to MONAI)
 from ..networks.configurations import build_first_stage
 from .base import Translator
 
 MODES = ("guided", "published")
 SCHEDULES = {"guided": {"schedule": "cosine"}, "published": {"schedule": "linear_beta"}}
-# Windows that a window is compared with, in blocks of COARSE voxels: itself, and its neighbours along the axes.
-OFFSETS = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))
-SELF_WINDOW, SELF_STRIDE = 5, 2  # in blocks
+# Windows that a window is compared with, in blocks of COARSE voxels: its neighbours along the axes.
+OFFSETS = ((1, 0, 0), (0, 1, 0), (0, 0, 1))
+SELF_WINDOW, SELF_STRIDE, SELF_BINS = 5, 2, 8  # in blocks
 RANKED = 4096
-KNOTS = 8  # levels of the source's ranks, and knots of their map to the target's intensities
 STRIDE = 4  # of the windows' centres in the image where the gradient is asked for
 NO_STRUCTURE = 0.02  # nats: what neighbouring windows of a constant image or of noise share, and less
 COARSE = 2  # voxels of the image along each axis whose mean is compared
@@ -41,20 +41,17 @@ class Condition(NamedTuple):
     Attributes:
         channels: what the UNet sees beside the noisy state, whatever that is.
         image: as acquired, (B, 1, X, Y, Z) in [-1, 1], or its slices (N, 1, X, Y).
-        ranks, mask: the ranks of the intensities in the head, in [-1, 1], and the head, bool; ``guided`` alone, as
-        hats: (B, KNOTS, X, Y, Z), how near a rank is to each of KNOTS even places in [-1, 1]: weights of a linear
-            interpolation between them, 0 outside of the head.
+        ranks, mask: the ranks of the intensities in the head, in [-1, 1], and the head, bool; for the pull.
     """
 
     channels: torch.Tensor
     image: torch.Tensor
     ranks: torch.Tensor | None = None
     mask: torch.Tensor | None = None
-    hats: torch.Tensor | None = None
 
     def hidden(self) -> Condition:
         """The same, but nothing of the source reaches the UNet: all that it could know is 0."""
-        return self._replace(channels=torch.zeros_like(self.channels), hats=torch.zeros_like(self.hats))
+        return self._replace(channels=torch.zeros_like(self.channels))
 
 
 def ranks(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -71,9 +68,12 @@ def ranks(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return result
 
 
-def _hats(ranked: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    places = torch.arange(KNOTS, device=ranked.device).view(-1, 1, 1, 1)
-    return (1 - ((ranked + 1) / 2 * (KNOTS - 1) - places).abs()).clamp_min(0) * mask
+def _shared(ranked: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """What neighbouring windows in the head share, in nats, of the means of blocks of COARSE voxels."""
+    coarse, inside = (F.avg_pool3d(x.float(), COARSE) for x in (ranked, mask))
+    coarse = coarse / inside.clamp_min(1e-3)
+    options = {"window": SELF_WINDOW, "bins": SELF_BINS, "stride": SELF_STRIDE, "mask": inside > 0.5}
+    return self_information(coarse, OFFSETS, **options).mean() / mask.float().mean()
 
 
 def slices_of(image: torch.Tensor) -> torch.Tensor:
@@ -88,10 +88,10 @@ class MidiffusionTranslator(Translator):
     from [x_t, LMI(source, x_t), LMI(source, source)] and is sampled by DDPM from pure noise, T = 1000, beta linear from
     1e-4 to 0.02, variance "fixed large" (Wang et al. 2024).
 
-    ``guided``: in the latents of the first stage. Intensities of the source are replaced by their ranks, which no
-    increasing map changes, and the UNet is shown one level of them after the other, so that an inverted source gives
-    the same result, and a map that swaps levels nearly so. It sees :func:`self_information` as well, and each estimate
-    is pulled towards the source by the gradient of the local mutual information (``diffusion/guidance.py``).
+    ``guided``: in the latents of the first stage, best the Haar stage of no level, the voxels themselves. The UNet sees
+    the source, which in training is the target in made-up contrasts (``training/midiffusion.py``; as SynthSR, Iglesias
+    et al. 2021, made its inputs), and each estimate is pulled towards the source by the gradient of the local mutual
+    information (``diffusion/guidance.py``), which needs no training.
 
     Args:
         modalities: the targets, in the order of the networks' indices. The source's name is not known to the networks.
@@ -135,12 +135,12 @@ class MidiffusionTranslator(Translator):
         options = dict(unet)
         if mode == "guided":
             super().__init__(modalities, stage, network_factor=16, width=3 * options["features"][0])
-            width = options["features"][0]
-            self.level = nn.Conv3d(stage.factor**3, width, kernel_size=3, padding=1)
-            told = stage.channels + 1 + len(OFFSETS) + 2 + len(modalities)
-            self.state = nn.Conv3d(told, width, kernel_size=3, padding=1)
-            norm = ("group", {"num_groups": 8})
-            self.unet = BasicUNet(3, in_channels=width, out_channels=1 + stage.channels, norm=norm, **options)
+            told = stage.channels + stage.factor**3 + 2 + len(modalities)
+            norm = ("group_keeping_layout", {"num_groups": 8})
+            self.unet = BasicUNet(3, in_channels=told, out_channels=stage.channels, norm=norm, **options)
+            for module in self.unet.modules():
+                if isinstance(module, UpCat):
+                    module.is_pad = False  # sizes are multiples of 16
             # logarithm of how far the targets are from what the source tells of them, by channel of the latents
             self.log_spread = nn.Parameter(torch.full((stage.channels,), -0.7))
         else:
@@ -180,65 +180,38 @@ class MidiffusionTranslator(Translator):
         if len(latents) != 1:
             raise InputError(f"Zero-shot translation takes one source, not {', '.join(latents)}: choose the best one.")
         ((name, image),) = latents.items()
-        ranked, mask = self._ranked(image)
-        similar = self._self_similarity(ranked, mask)
-        shared = similar[:, 1:].sum() / ((len(OFFSETS) - 1) * mask.float().mean() * similar[0, 0].numel())
-        if not shared > NO_STRUCTURE:
+        prepared = self.prepare(image)
+        if not _shared(prepared.ranks, prepared.mask) > NO_STRUCTURE:
             raise InputError(f"The source {name} shows no structure that could guide: it is constant, or only noise.")
-        return self.describe(image) if self.mode == "published" else self._described(image, ranked, mask, similar)
+        return prepared
+
+    def prepare(self, image: torch.Tensor) -> Condition:
+        """:meth:`condition` of an image without its check."""
+        mask = torch.from_numpy(head_mask(image[0, 0].cpu().numpy()))[None, None].to(image.device)
+        return self.describe(image)._replace(ranks=ranks(image, mask), mask=mask)
 
     def describe(self, image: torch.Tensor) -> Condition:
-        """:meth:`condition` of an image, or of slices in the mode that works on slices, without its check."""
+        """What the UNet sees of an image, or of slices in the mode that works on slices, and no more."""
         if self.mode == "published":
             if self.spatial_dims == 2 and image.ndim == 5:
                 image = slices_of(image)
             parts = [local_mutual_information(part, part, **PUBLISHED) for part in image.split(SLICES)]
             return Condition(torch.cat(parts), image)
-        ranked, mask = self._ranked(image)
-        return self._described(image, ranked, mask, self._self_similarity(ranked, mask))
-
-    def _ranked(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        mask = torch.from_numpy(head_mask(image[0, 0].cpu().numpy()))[None, None].to(image.device)
-        return ranks(image, mask), mask
-
-    def _self_similarity(self, ranked: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Maps (1, len(OFFSETS), X / 4, Y / 4, Z / 4) in nats, of the means of blocks of COARSE voxels."""
-        coarse, inside = (F.avg_pool3d(x.float(), COARSE) for x in (ranked, mask))
-        coarse = coarse / inside.clamp_min(1e-3)
-        return self_information(
-            coarse, OFFSETS, window=SELF_WINDOW, bins=self.bins, stride=SELF_STRIDE, mask=inside > 0.5
-        )
-
-    def _described(
-        self, image: torch.Tensor, ranked: torch.Tensor, mask: torch.Tensor, similar: torch.Tensor
-    ) -> Condition:
-        hats = _hats(ranked, mask)
-        inside = F.avg_pool3d(mask.float(), self.first_stage.factor)
-        similar = F.interpolate(similar, inside.shape[2:], mode="trilinear")
-        return Condition(torch.cat([inside, similar], dim=1), image, ranked, mask, hats)
+        return Condition(pixelunshuffle(image, 3, self.first_stage.factor), image)
 
     def clean(self, x: torch.Tensor, condition: Condition, t: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Estimate of the clean latents, float32, from x_t (1, C, x, y, z) at the times ``t`` (1,), 0 to T - 1.
 
-        One network looks at each level of the source's intensities, whatever its place in their order, together with
-        the state, and says which intensity w_k it has in the target around each place, as well as a correction d_k::
+        The UNet makes c of what it sees, and the state has its say according to its noise::
 
-            c   = encode(sum_k w_k hat_k(ranks)) + mean_k d_k
             x_0 = c + s^2 / (s^2 + (1 - a) / a) (x_t / sqrt(a) - c),       a = alpha_bar_t
 
-        The sum is a map of the source's intensities to those of the target that varies in space: what a high mutual
-        information says that there is. Detail need not pass through the network. x_0 is the mean of what both c, with a
-        variance of s^2, and x_t say.
+        the mean of what both c, with a learned variance of s^2, and x_t say.
         """
-        a = self.alpha_bar.to(x.device)[t].float().view(-1, 1, 1, 1, 1)
+        a = self.alpha_bar.float().to(x.device)[t].view(-1, 1, 1, 1, 1)
         one_hot = F.one_hot(target, len(self.modalities)).float()[:, :, None, None, None]
         told = torch.cat([a.sqrt(), (1 - a).sqrt(), one_hot], dim=1).expand(-1, -1, *x.shape[2:])
-        state = self.state(torch.cat([a.sqrt() * x, condition.channels, told], dim=1))
-        levels = self.level(pixelunshuffle(condition.hats.transpose(0, 1), 3, self.first_stage.factor))
-        made = self.unet(levels + state).float()
-        knots = F.interpolate(made[:, :1].transpose(0, 1), condition.hats.shape[2:], mode="trilinear")
-        curve = (knots * condition.hats).sum(dim=1, keepdim=True) - (1 - condition.hats.sum(dim=1, keepdim=True))
-        found = self.first_stage.encode(curve) + made[:, 1:].mean(dim=0, keepdim=True)
+        found = self.unet(torch.cat([a.sqrt() * x, condition.channels, told], dim=1)).float()
         spread = a * (2 * self.log_spread).exp().view(1, -1, 1, 1, 1)
         return found + spread / (spread + 1 - a) * (x / a.sqrt().clamp_min(1e-3) - found)
 
@@ -258,8 +231,7 @@ class MidiffusionTranslator(Translator):
             channels: LMI(source, source).
             state: what is compared with the source; x_t by default, x_(t+1) in training.
         """
-        state = (x if state is None else state).clamp(-1, 1)
-        shared = local_mutual_information(image, state, **PUBLISHED)
+        shared = local_mutual_information(image, x if state is None else state, **PUBLISHED)
         return self.unet(torch.cat([x, shared, channels], dim=1), timesteps=t.float(), class_labels=target).float()
 
     def sample(
