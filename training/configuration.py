@@ -289,10 +289,15 @@ def _check_data(configuration: Mapping[str, Any]) -> None:
     some = {
         "segmenter.contrasts": configuration["segmenter"]["contrasts"],
         "data.real_targets": configuration["data"]["real_targets"],
+        "midiffusion.targets": configuration["midiffusion"]["targets"],
     }
     for key, chosen in some.items():
         if chosen is not None and (not chosen or any(name not in names for name in chosen)):
-            raise InputError(f"'{key}' must be null or some of {', '.join(names)}, not {chosen}.")
+            null = "null or " * (key in NULLABLE)
+            raise InputError(f"'{key}' must be {null}some of {', '.join(names)}, not {chosen}.")
+    span = configuration["midiffusion"]["guidance_range"]
+    if len(span) != 2 or not all(isinstance(x, (int, float)) for x in span) or not 0 <= span[0] <= span[1] <= 1:
+        raise InputError(f"'midiffusion.guidance_range' must be two rising numbers from 0 to 1, not {span}.")
     if not shapes or not all(isinstance(shape, list) and list(map(type, shape)) == [int] * 3 for shape in shapes):
         raise InputError(f"'data.shapes' must be a list of sizes such as [[96, 96, 96]], not {shapes}.")
     if wrong := [shape for shape in shapes if any(size < 16 or size % 16 for size in shape)]:

@@ -20,7 +20,7 @@ from .checkpoint import read_checkpoint, with_prefix
 from .classifier import ranges
 from .configuration import DEFAULTS, STAGES
 from .logbook import read_log
-from .model_card import INTENDED_USE, data_source, trained_subjects, write_card
+from .model_card import INTENDED_USE, PARTS, data_source, part_sources, trained_subjects, write_card
 from .stages import CHECKPOINT, is_ablated, translator_options
 
 # What the last stage of a method makes. Runs may also have trained MS-SPADE and bridge together in "aldm".
@@ -65,9 +65,11 @@ def export(
         last = "diffusion" if configuration["diffusion"]["use_denoiser"] else "spade"
         known = {last: ABLATION, "regression": "regression"}
     trained = [run / stage for stage in (*STAGES, "aldm") if (run / stage / CHECKPOINT).exists()]
-    methods, tensors, rows, recipes = {}, {}, [], []
+    methods, tensors, rows = {}, {}, []
+    recipes: dict[str, list[dict[str, Any]]] = {}  # of what is trained apart, by stage
     extras: dict[str, Any] = {}  # of networks.json, and what metadata.json says of them
     about: dict[str, Any] = {}
+    paired_recipes: list[dict[str, Any]] = []
     for folder in trained:
         weights, state = read_checkpoint(folder / CHECKPOINT, prefix="average.")
         weights = with_prefix(weights, "average.")
@@ -80,18 +82,25 @@ def export(
             extras[SEGMENTER] = {"width": weights["final_conv.weight"].shape[1]}
             about[SEGMENTER] = {"classes": list(CLASSES), "contrasts": state["configuration"]["segmenter"]["contrasts"]}
             tensors[SEGMENTER] = weights
+        history = recipe_history(folder, {"data": configuration["data"]} | state["configuration"])
+        if folder.name in (CLASSIFIER, SEGMENTER):  # these learn from simulated heads, whatever the recipe mixes in
+            history = [recipe | {"data": recipe["data"] | {"real": None}} for recipe in history]
+        if folder.name in PARTS:
+            recipes[folder.name] = history
         if method := known.get(folder.name):
             _require_same(folder / CHECKPOINT, state["configuration"], configuration)
             methods[method] = translator_options("aldm" if method == ABLATION else method, configuration)
             tensors[method] = finite_as_float16(weights)
-            recipes += recipe_history(folder, {"data": configuration["data"]} | state["configuration"])
+            if method != ZERO_SHOT:
+                paired_recipes += history
     if ablated and ABLATION in methods:
         methods[ABLATION] |= {
             key: configuration["diffusion"][key] for key in ("use_spade", "use_palette", "use_denoiser")
         }
     if not methods:
         raise InputError(f"The folder '{run}' has no checkpoint of any of {', '.join(known)}.")
-    trained = trained_subjects(recipes)
+    main = paired_recipes or recipes.pop(ZERO_SHOT)
+    trained = trained_subjects(main)
     modalities = list(configuration["modalities"])
     zero_shot = list(configuration["midiffusion"]["targets"])
     makes = []
@@ -103,7 +112,12 @@ def export(
     title = f"MissingModalitySynth {output.name}"
     version, changelog = _next_version(output)
     card = write_card(
-        title, recipes=recipes, trained=trained, stages=_stages(rows, configuration), evaluations=evaluations
+        title,
+        recipes=main,
+        trained=trained,
+        parts=recipes,
+        stages=_stages(rows, configuration),
+        evaluations=evaluations,
     )
     return write_package(
         output,
@@ -117,7 +131,7 @@ def export(
             "copyright": "MissingModalitySynth developers",
             "license": "Apache-2.0",
             "intended_use": INTENDED_USE,
-            "data_source": data_source(recipes, trained),
+            "data_source": " ".join([data_source(main, trained), *part_sources(recipes)]),
             "sources": modalities if paired else [],
             "targets": modalities if paired else [],
             "spacing_mm": [1.0, 1.0, 1.0],

@@ -29,6 +29,19 @@ SIMULATION_LIMITS = """\
 - Fat, bone and face are drawn roughly by the simulator; only the brain was modelled with care.
 - Its pathology is white-matter lesions, gliomas with oedema and infarcts of simple shapes. Haemorrhage, calcification,
   abscesses, malformations and what surgery leaves are not among it."""
+ZERO_SHOT_LIMITS = """\
+- Zero-shot synthesis (`midiffusion`) tells tissues by their shape and place alone: of two that look alike in the source
+  it guesses, and pathology that changes no shape is lost."""
+SEGMENTER_LIMITS = """\
+- The segmenter is for comparing images, not for volumetry: it has seen simulated heads alone."""
+PARTS = {
+    "midiffusion": (
+        "Zero-shot synthesis (`midiffusion`) saw images of its targets alone; in the place of sources it saw them in "
+        "made-up contrasts of their tissues."
+    ),
+    "segmenter": "The segmenter saw single images with their tissues.",
+    "classifier": "The classifier of contrasts saw single images with their names.",
+}
 # What the licence of a data set asks to be cited, by the names of its subjects.
 CITATIONS = {
     r"open-ms-\d+": (
@@ -45,6 +58,7 @@ def write_card(
     *,
     recipes: Sequence[Mapping[str, Any]],
     trained: Sequence[str],
+    parts: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     stages: str,
     evaluations: Sequence[Path],
 ) -> str:
@@ -54,26 +68,36 @@ def write_card(
         recipes: the settings of what was trained, in that order; of each, "data" and the folder "run", and "said" of
             weights that came in a package: what its metadata say of their data.
         trained: names of the scanned subjects that were trained on.
+        parts: recipes like those of what was trained apart, by stage: "midiffusion", "segmenter", "classifier".
         stages: what is said about the training itself.
         evaluations: files ``evaluation.json``; each becomes a section of results.
 
     Raises:
         InputError: an evaluation cannot be read.
     """
-    parts = [f"# {title}", "## Intended use", INTENDED_USE]
-    parts += ["## Training data", data_source(recipes, trained), citations(trained)]
+    apart = dict(parts or {})
+    limits = [LIMITS, *[SIMULATION_LIMITS] * _simulated(recipes), *[ZERO_SHOT_LIMITS] * ("midiffusion" in apart)]
+    limits += [SEGMENTER_LIMITS] * ("segmenter" in apart)
+    said = [f"# {title}", "## Intended use", INTENDED_USE]
+    said += ["## Training data", data_source(recipes, trained), *part_sources(apart)]
+    said.append(citations(sorted({*trained, *(name for each in apart.values() for name in trained_subjects(each))})))
     if _simulated(recipes):
-        parts += ["## Simulated protocols", _protocols(recipes[-1]["data"]["pathology"])]
-    parts += ["## Training", stages]
-    parts += [_results(path, trained) for path in evaluations]
-    parts += ["## Limits", "\n".join([LIMITS, *[SIMULATION_LIMITS] * _simulated(recipes)])]
-    return "\n\n".join(filter(None, parts)) + "\n"
+        said += ["## Simulated protocols", _protocols(recipes[-1]["data"]["pathology"])]
+    said += ["## Training", stages]
+    said += [_results(path, trained) for path in evaluations]
+    said += ["## Limits", "\n".join(limits)]
+    return "\n\n".join(filter(None, said)) + "\n"
 
 
 def data_source(recipes: Sequence[Mapping[str, Any]], trained: Sequence[str]) -> str:
     """What the networks have seen, in a few sentences."""
     said = list(dict.fromkeys(recipe.get("said") or _data_source(recipe["data"], trained) for recipe in recipes))
     return " Then: ".join(said) + " The networks saw no patient's image." * (not trained)
+
+
+def part_sources(parts: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """The same of each part that was trained apart, a paragraph each."""
+    return [f"{PARTS[stage]} {data_source(recipes, trained_subjects(recipes))}" for stage, recipes in parts.items()]
 
 
 def citations(trained: Sequence[str]) -> str:

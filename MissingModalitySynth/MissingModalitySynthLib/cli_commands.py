@@ -116,7 +116,9 @@ def _targets(
         start = ", ".join(map(shown_name, sources))
         console.remark(f"Making {', '.join(targets)}: all that the package '{package.name}' can make from {start}.")
         return targets
-    raise InputError(f"Everything that the package '{package.name}' can make is given as a source already.")
+    raise InputError(
+        f"Everything that the method '{method}' of the package '{package.name}' can make is given as a source already."
+    )
 
 
 def _reference(wanted: str | None, sources: Mapping[str, Given]) -> Given:

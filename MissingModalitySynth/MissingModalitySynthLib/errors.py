@@ -50,7 +50,7 @@ class WorkerError(SynthesisError):
 
 
 class DivergenceError(SynthesisError):
-    """Guided sampling that ran away from what an image can be; nothing is kept unless that was asked for.
+    """Sampling that ran away from what an image can be; nothing is kept unless that was asked for.
 
     Args:
         step: the step at which it was found, counted from 1.
@@ -61,7 +61,7 @@ class DivergenceError(SynthesisError):
     exit_code = 9
 
     def __init__(self, step: int, steps: int, last_good: Any = None) -> None:
-        super().__init__(f"The guidance diverged at step {step} of {steps}; choose more steps, or another method.")
+        super().__init__(f"The sampling diverged at step {step} of {steps}; choose more steps, or another method.")
         self.step, self.steps, self.last_good = step, steps, last_good
 
 

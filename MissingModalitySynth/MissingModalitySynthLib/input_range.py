@@ -35,16 +35,24 @@ _SIDES = (("left", "right"), ("back", "front"), ("below", "above"))
 
 
 def range_warnings(
-    package: ModelPackage, sources: Mapping[str, Volume], images: Mapping[str, torch.Tensor], spacing: Sequence[float]
+    package: ModelPackage,
+    sources: Mapping[str, Volume],
+    images: Mapping[str, torch.Tensor],
+    spacing: Sequence[float],
+    *,
+    named: bool = True,
 ) -> list[str]:
     """Sentences on the sources that are unlike what the package was trained on; none if it does not know that.
 
     Args:
         sources: by contrast, on their own grids.
         images: the same (1, 1, X, Y, Z) as the networks see them, on the canonical grid of that spacing in mm.
+        named: False where the contrasts' names do not matter, as to zero-shot methods; the grids alone are compared.
     """
     if package.trained_on is None:
         return []
+    if not named:
+        return [sentence for volume in sources.values() for sentence in grid_warnings(volume, package.trained_on)]
     import torch
 
     from .networks.classifier import coarse

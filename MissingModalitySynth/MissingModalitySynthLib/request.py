@@ -73,7 +73,10 @@ def checked(request: Request) -> Request:
                 f"{name} is both a source and a target; it is acquired already, so leave it out of the targets."
             )
         if name not in package.targets_of(method):
-            others = [each for each in package.methods if name in package.targets_of(each)]
+            able = package.methods_from(sources)
+            others = [
+                each for each in able if name in package.targets_of(each) and (each != ZERO_SHOT or len(sources) == 1)
+            ]
             advice = f" by the method '{method}'; the method '{others[0]}' can" if others else ""
             raise InputError(
                 f"The package '{package.name}' cannot make {name}, only {_list(package.targets_of(method))}{advice}."

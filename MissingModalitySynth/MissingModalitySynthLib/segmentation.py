@@ -99,7 +99,9 @@ def segment_all(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            raise OutOfMemoryError(f"The memory of {chosen} does not suffice to segment '{volume.name}'.") from error
+            raise OutOfMemoryError(
+                f"The memory of {chosen} does not suffice to segment '{volume.name}'; crop it, or use the CPU."
+            ) from error
         provenance[key] = {
             "quantity": "tissue classes",
             "labels": {str(index): name for index, name in enumerate(CLASSES)},

@@ -85,7 +85,9 @@ def synthesize(
         translator = load_translator(request.package, request.method)
     with run.stage("prepare"):
         prepared = _prepare(request, translator.multiple)
-        warnings = range_warnings(request.package, request.sources, prepared.images, prepared.grid.geometry.spacing)
+        seen, spacing = prepared.images, prepared.grid.geometry.spacing
+        named = request.method != ZERO_SHOT
+        warnings = range_warnings(request.package, request.sources, seen, spacing, named=named)
     for sentence in warnings:
         warn(sentence)
     notices += warnings

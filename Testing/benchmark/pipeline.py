@@ -25,6 +25,7 @@ from MissingModalitySynthLib.volume import Geometry, Volume
 from MissingModalitySynthLib.volume_io import write_volume
 
 COMMAND = [sys.executable, "-m", "MissingModalitySynthLib"]
+ABOUT_PARTS = ("trained_on", "segmenter", "zero_shot")  # metadata of parts that a package may lack
 MARGIN = 5  # voxels of air around the phantom, which the engine keeps as margin: the network's grid is the volume's
 
 
@@ -75,12 +76,13 @@ def untrained_package(folder: Path) -> Path:
     from MissingModalitySynthLib.translators.aldm import AldmTranslator
 
     bundled = load_package("micro")
+    metadata = {key: value for key, value in bundled.metadata.items() if key not in ABOUT_PARTS}
     parts = {name: CONFIGURATIONS["micro"][name] for name in ("first_stage", "spade", "denoiser")}
     options = {"modalities": list(bundled.sources), **parts, "steps": 2, "sigma": 0.3}
     networks = {"default_method": "aldm", "methods": {"aldm": options}}
     tensors = {"aldm": AldmTranslator(**options).state_dict()}
     texts = {"model_card": "Random weights.\n", "licence": "Apache-2.0\n"}
-    return write_package(folder, metadata=bundled.metadata, networks=networks, tensors=tensors, **texts).path
+    return write_package(folder, metadata=metadata, networks=networks, tensors=tensors, **texts).path
 
 
 def print_table(header: list[str], rows: list[list[str]]) -> None:

@@ -42,23 +42,25 @@ from training.stages import load_translator
 
 TARGET = "T1"
 PAIRS = {"simulated": ("PD", "T2", "FLAIR"), "scans": ("T2", "FLAIR")}
+HEADS = ("data.skull_strip=1.0", "data.misregistration=0")  # sources lie where the truth does
 JUDGED = range(1, len(CLASSES) - 1)  # CSF, grey, white and deep grey matter
 PUBLISHED_STEPS = 50  # of DDPM; 1000 as published take an hour for a volume on two cores
-SDEDIT_STARTS = (0.2, 0.4, 0.6)
-Contender = Callable[[Case, str], np.ndarray]  # of a head, the contrast to start from: T1 on its grid
+SDEDIT_STARTS, SDEDIT_STEPS = (0.2, 0.4, 0.6), 10
+# of a head, the contrast to start from: T1 on its grid, or None if it cannot
+Contender = Callable[[Case, str], np.ndarray | None]
 Record = dict[str, Any]
 
 
-def on_canonical_grid(multiple: int, make: Callable[[torch.Tensor, str], torch.Tensor]) -> Contender:
+def on_canonical_grid(multiple: int, make: Callable[[torch.Tensor, str], torch.Tensor | None]) -> Contender:
     """A contender that makes an image from (1, 1, X, Y, Z) in [-1, 1] and the name of its contrast."""
 
     @torch.inference_mode()
-    def contend(case: Case, name: str) -> np.ndarray:
+    def contend(case: Case, name: str) -> np.ndarray | None:
         volume = case.sources[name]
         grid = canonical_grid(volume, (1.0, 1.0, 1.0), multiple, mask=case.mask)
         image = torch.from_numpy(normalise(to_canonical(volume, grid))[0])[None, None]
         made = make(image, name)
-        return from_canonical(made[0, 0].numpy() + 1, grid).array
+        return None if made is None else from_canonical(made[0, 0].numpy() + 1, grid).array
 
     return contend
 
@@ -78,11 +80,12 @@ def translated(model: Translator, steps: int | None = None) -> Contender:
 
 
 def by_slices(run: Path) -> Contender:
-    """CycleGAN's generator of each source contrast, slice by slice."""
-    names = sorted({name for names in PAIRS.values() for name in names})
-    generators = {name: cyclegan.load(run, name) for name in names}
+    """CycleGAN's generator of each source contrast that was trained, slice by slice."""
+    generators = {name: cyclegan.load(run, name) for name in PAIRS["simulated"] if (run / name).exists()}
 
-    def make(image: torch.Tensor, name: str) -> torch.Tensor:
+    def make(image: torch.Tensor, name: str) -> torch.Tensor | None:
+        if name not in generators:
+            return None
         with torch.autocast("cpu", torch.bfloat16):
             made = [generators[name](part).float() for part in slices_of(image).split(16)]
         return torch.cat(made).movedim(0, -1)[None]
@@ -106,7 +109,7 @@ def contenders(options: argparse.Namespace) -> Iterator[tuple[str, Contender]]:
     if options.ours:
         for start in SDEDIT_STARTS:
             model = zero_shot_model(options.ours, start=start, guidance=0.0, conditioned=False)
-            yield f"SDEdit from {start}", translated(model)
+            yield f"SDEdit from {start}", translated(model, SDEDIT_STEPS)
         yield "ours", translated(zero_shot_model(options.ours))
         for words, changes in ABLATIONS.items() if options.ablation else ():
             steps = changes.get("steps")
@@ -155,6 +158,8 @@ def records_of(
                 continue
             started = time.perf_counter()
             array = contend(case, source)
+            if array is None:
+                continue
             seconds = time.perf_counter() - started
             made = Volume(array, acquired.geometry, row)
             labels = label(judge, made, mask=case.mask).array
@@ -210,10 +215,12 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=Path if name != "paired" else str, help=words)
     parser.add_argument("--ablation", action="store_true", help="also change one setting of ours at a time")
     options = parser.parse_args()
+    if options.heads > (known := len(list(options.anatomies.glob("training_seg_*.nii.gz")))):
+        parser.error(f"'{options.anatomies}' has {known} label maps: ask for as many --heads at most.")
     judge = load_segmenter(options.judge / "segmenter" / "checkpoint.safetensors")
     rows = list(contenders(options))
     recipe = Path(__file__).parents[2] / "training" / "configs" / "micro-zero-shot.yaml"
-    configuration = load_configuration(recipe, [f"data.anatomies={options.anatomies}", "data.skull_strip=1.0"])
+    configuration = load_configuration(recipe, [f"data.anatomies={options.anatomies}", *HEADS])
     options.output.mkdir(parents=True, exist_ok=True)
     file = options.output / "zero-shot.json"
     records = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []

@@ -98,13 +98,14 @@ def test_whatever_a_source_looks_like_a_t1_and_a_t1ce_are_doubted_alike(shares):
 
 @given(st.floats(-0.89, 1), st.floats(-0.8, 0.8))
 def test_intensities_beyond_the_range_of_the_training_are_named_and_others_are_not(value, middle):
-    trained = TRAINED | {"quantiles": {"T1": [[middle - 0.1, middle + 0.1]] * 5}}
+    low, high = middle - 0.1, middle + 0.1
+    trained = TRAINED | {"quantiles": {"T1": [[low, high]] * 5}}
     sentence = said_of("T1", SURE | {"T1": 0.99}, np.full((3, 3, 3), value), trained)
     if abs(value - middle) < 0.1:
         assert sentence is None
     if abs(value - middle) > 0.3:
         assert f"are below {round(50 * (value + 1))} % of the range" in sentence
-        assert f"there below {round(50 * (middle + 0.9))} to {round(50 * (middle + 1.1))} %" in sentence
+        assert f"there below {round(50 * (low + 1))} to {round(50 * (high + 1))} %" in sentence
 
 
 def test_a_head_like_those_of_the_training_is_passed_over_in_silence(smooth_head):

@@ -64,7 +64,8 @@ def test_the_method_is_the_paired_one_where_the_contrast_is_listed_and_the_zero_
         ("paired", ["other"], "T2", None, InputError, "cannot start from unlisted contrast.*'midiffusion' starts from"),
         ("both", ["other"], "T2", "regression", InputError, "unlisted contrast, only from T1, T2 by the method 'regre"),
         ("both", ["T1"], "PD", None, InputError, "cannot make PD, only T2, FLAIR by .*the method 'midiffusion' can"),
-        ("both", ["other"], "T2", None, InputError, "cannot make T2, only T1, PD by .*the method 'regression' can"),
+        ("both", ["other"], "T2", None, InputError, "cannot make T2, only T1, PD\\."),
+        ("both", ["T1", "T2"], "PD", None, InputError, "cannot make PD, only T2, FLAIR\\."),
         ("alone", ["other"], "PD", None, InputError, "cannot make PD, only T1\\."),
         ("alone", ["T1"], "T1", None, InputError, "T1 is both a source and a target"),
         ("both", ["T1", "other"], "PD", None, InputError, "one source, not from T1, unlisted contrast: choose one"),
@@ -181,7 +182,7 @@ def test_guidance_that_diverges_stops_the_run_and_names_the_step(alone, head, di
 def test_the_last_good_estimate_is_kept_only_if_asked_and_says_so(alone, head, diverging):
     diverging(3)
     result = synthesize(Request({"other": head}, ["T1"], alone, steps=5, device="cpu", keep_last_good=True))
-    assert result.notices == ("T1: The guidance diverged at step 3 of 5; the last good estimate was kept.",)
+    assert result.notices == ("T1: The sampling diverged at step 3 of 5; the last good estimate was kept.",)
     assert result.provenance["T1"]["diverged_at_step"] == 3
     made, inside = result.volumes["T1"].array, head.array > 500
     assert np.corrcoef(made[inside], head.array[inside])[0, 1] > 0.99  # the stand-in's estimate is the source
@@ -244,7 +245,7 @@ def test_the_last_good_estimate_is_asked_for_on_the_command_line(run, scan, tmp_
     assert ended.code == 9 and "diverged at step 2 of 2" in ended.err
     assert not (tmp_path / "out").exists()
     ended = run("synthesize", *arguments, "--keep-last-good")
-    assert ended.code == 0 and "note: T1: The guidance diverged at step 2" in ended.err
+    assert ended.code == 0 and "note: T1: The sampling diverged at step 2" in ended.err
     assert not build_parser().parse_args(["synthesize", "--source", "a"]).keep_last_good
 
 

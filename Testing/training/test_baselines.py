@@ -67,14 +67,17 @@ def test_each_discriminator_learns_from_its_own_loss_alone(benchmark):
     assert moved == {"there"}
 
 
-def test_a_generator_that_changes_nothing_gives_the_source_back_on_its_own_grid(benchmark):
+def test_a_generator_that_changes_nothing_gives_the_source_back_on_its_own_grid(benchmark, tmp_path):
     benchmark("cyclegan").load = lambda run, name: nn.Identity()
     zero_shot = benchmark("zero_shot")
     array = np.zeros((48, 56, 40), np.float32)
     array[8:40, 8:48, 8:32] = 1 + np.random.default_rng(0).random((32, 40, 24))
     volume = Volume(array, Geometry(array.shape, (1.0,) * 3, (5.0, 6.0, 7.0), np.diag((-1.0, 1.0, 1.0))), "head")
-    case = Case("someone", {"PD": volume}, {"T1": volume}, mask=array > 0)
-    made = zero_shot.by_slices(Path())(case, "PD")
+    case = Case("someone", {"PD": volume, "T2": volume}, {"T1": volume}, mask=array > 0)
+    (tmp_path / "PD").mkdir()
+    contend = zero_shot.by_slices(tmp_path)
+    assert contend(case, "T2") is None  # it was not trained
+    made = contend(case, "PD")
     assert made.shape == array.shape
     low, high = np.percentile(array, [0.5, 99.5])
     inside = (array > 0) & (array < high)

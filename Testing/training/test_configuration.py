@@ -51,6 +51,8 @@ def test_an_exponent_without_a_point_is_a_number(recipe):
         ("optimizer.accumulation=0", r"'optimizer\.accumulation' must be a whole number of 1 or more, not '0'"),
         ("optimizer.learning_rate=null", r"'optimizer\.learning_rate' must be a number of 0 or more, not 'None'"),
         ("optimizer.learning_rate=.nan", r"'optimizer\.learning_rate' must be a number"),
+        ("midiffusion.guidance_range=[0.8, 0.2]", r"must be two rising numbers from 0 to 1, not \[0\.8, 0\.2\]"),
+        ("midiffusion.guidance_range=[0.8]", r"must be two rising numbers"),
         ("data.real_share=3", r"'data\.real_share' must be a number from 0 to 1, not '3'"),
         ("data.register=maybe", r"'data\.register' must be true or false, not 'maybe'"),
         ("data.real=5", r"'data\.real' must be a text, not 5"),

@@ -60,6 +60,23 @@ def test_the_card_holds_the_tables_of_every_evaluation_and_whom_it_was_measured_
     assert "Not a medical device, not for diagnosis" in card
 
 
+def test_what_was_trained_apart_has_data_of_its_own(tmp_path):
+    """The zero-shot method and the segmenter saw no scan, although the paired method did."""
+    run = scanned(tmp_path / "run", ["open-ms-26"])
+    parts = {"midiffusion": [SIMULATED], "segmenter": [scanned(tmp_path / "other", ["c"])]}
+    card = write_card("T", recipes=[run], trained=["open-ms-26"], parts=parts, stages="", evaluations=[])
+    main, zero_shot, segmenter = (
+        next(line for line in card.splitlines() if line.startswith(start))
+        for start in ("Scans,", "Zero-shot synthesis", "The segmenter saw")
+    )
+    assert "1 subjects: open-ms-26." in main
+    assert zero_shot.endswith("saw no patient's image.") and "1 subjects: c." in segmenter
+    limits = card[card.index("## Limits") :]
+    assert "`midiffusion`" in limits and "volumetry" in limits
+    alone = write_card("T", recipes=[run], trained=["open-ms-26"], stages="", evaluations=[])
+    assert "midiffusion" not in alone and "segmenter" not in alone
+
+
 def test_who_was_trained_on_is_named_and_cited_as_the_licence_asks(tmp_path):
     recipes = [SIMULATED, scanned(tmp_path, ["open-ms-26", "b"])]
     trained = trained_subjects(recipes)

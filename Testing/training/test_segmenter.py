@@ -46,6 +46,6 @@ def test_outside_the_brain_of_a_stripped_head_all_is_background(tmp_path):
 
 @pytest.mark.parametrize("wrong", ["[]", "[T1, T7]", "T1"])
 def test_contrasts_that_are_not_known_are_refused(wrong):
-    for key in ("segmenter.contrasts", "data.real_targets"):
+    for key in ("segmenter.contrasts", "data.real_targets", "midiffusion.targets"):
         with pytest.raises(InputError, match=f"'{key}' must be"):
             load_configuration(SMOKE, [f"{key}={wrong}"])

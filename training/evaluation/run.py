@@ -109,6 +109,10 @@ class Options:
         ]
 
 
+def _paired(package: ModelPackage) -> list[str]:
+    return [method for method in package.methods if method != ZERO_SHOT]
+
+
 def evaluate(
     package: ModelPackage,
     cases: Iterable[Case],
@@ -141,10 +145,12 @@ def evaluate(
         OutputError: the results cannot be written.
     """
     default = _translator(package, package.default_method).to(choose_device(options.device)[0])
+    paired = _paired(package)
+    if not paired:
+        raise InputError(f"The package '{package.name}' has zero-shot synthesis alone; paired methods are evaluated.")
     for each in own.values():
-        if each.methods != package.methods or each.default_method != package.default_method:
+        if _paired(each) != paired or each.default_method != package.default_method:
             raise InputError(f"The packages '{each.name}' and '{package.name}' have not the same methods.")
-    paired = [method for method in package.methods if method != ZERO_SHOT]
     contenders = [contender for method in paired for contender in _contenders(package, method, options)]
     findings, subjects = Findings(), {}
     with tqdm(total=count, desc="evaluate", unit="subject", file=sys.stderr, mininterval=1) as bar:

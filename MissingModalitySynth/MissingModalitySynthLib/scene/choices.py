@@ -100,12 +100,15 @@ def chosen_package(choices: Choices, packages: Sequence[ListedPackage]) -> Liste
 def offered_methods(choices: Choices, package: Any) -> tuple[str, ...]:
     """The package's methods that know the contrasts of the sources, as far as these are known themselves.
 
-    Where none does, all of them, as a source may yet be taken out; but a paired one never beside ``OTHER``.
+    Where none does, all of them, as a source may yet be taken out; but a paired one never beside ``OTHER``. Of several,
+    only those that can make something that is not given.
     """
     if package is None:
         return ()
     given = [modality for _node, modality in choices.sources if modality != UNKNOWN]
-    return package.methods_from(given) or (() if OTHER in given else package.methods)
+    methods = package.methods_from(given) or (() if OTHER in given else package.methods)
+    useful = tuple(method for method in methods if not set(package.targets_of(method)) <= set(given))
+    return useful or methods
 
 
 def chosen_method(choices: Choices, package: Any) -> str:

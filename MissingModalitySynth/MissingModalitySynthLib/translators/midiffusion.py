@@ -19,6 +19,7 @@ from ..diffusion.samplers import OnStep, ddpm, gaussian
 from ..diffusion.schedules import add_noise, alphas_cumprod
 from ..errors import InputError
 from ..intensity import head_mask
+from ..modality import shown_name
 from ..networks import norms  # noqa: F401  (makes its layers known to MONAI)
 from ..networks.configurations import build_first_stage
 from .base import Translator
@@ -182,7 +183,9 @@ class MidiffusionTranslator(Translator):
         ((name, image),) = latents.items()
         prepared = self.prepare(image)
         if not _shared(prepared.ranks, prepared.mask) > NO_STRUCTURE:
-            raise InputError(f"The source {name} shows no structure that could guide: it is constant, or only noise.")
+            raise InputError(
+                f"The source, {shown_name(name)}, shows no structure that could guide: it is constant, or only noise."
+            )
         return prepared
 
     def prepare(self, image: torch.Tensor) -> Condition:
