@@ -19,8 +19,7 @@ def segmenting(panel, segmenting_package):
     panel.begin("T2")
     (made,) = panel.finish()
     package = load_package(segmenting_package)
-    listed = (*panel.widget.context.packages, ListedPackage(package.name, package.path, False, package))
-    panel.widget.context.packages = listed
+    panel.widget.context.packages = (ListedPackage(package.name, package.path, False, package),)
     panel.widget.render()
     panel.settle()
     panel.source, panel.made = source, made
@@ -32,14 +31,12 @@ def segmentations():
     return [slicer.mrmlScene.GetNthNodeByClass(n, kind) for n in range(slicer.mrmlScene.GetNumberOfNodesByClass(kind))]
 
 
-def test_without_a_segmenter_the_button_is_grey(panel):
-    story.add_head()
-    panel.settle()
-    panel.widget.context.packages = tuple(
-        each for each in panel.widget.context.packages if not (each.package and each.package.has_segmenter)
-    )
-    panel.widget.render()
-    assert not panel.ui.segmentButton.enabled
+def test_where_no_model_has_a_segmenter_the_button_is_grey(segmenting, tiny_package):
+    assert segmenting.ui.segmentButton.enabled
+    package = load_package(tiny_package)
+    segmenting.widget.context.packages = (ListedPackage(package.name, package.path, False, package),)
+    segmenting.widget.render()
+    assert not segmenting.ui.segmentButton.enabled
 
 
 def test_without_volumes_the_button_is_grey(segmenting):
