@@ -1,8 +1,8 @@
 """``python -m training STAGE --config FILE --run FOLDER [key=value ...]``: train the networks, then make a package.
 
 Stages, in the order in which they build on each other: segmenter (for the perceptual loss), autoencoder (where the
-first stage is a learned one), spade, diffusion; regression needs the autoencoder alone. Then: export. ``simulate``
-writes subjects to look at. ``torchrun --nproc-per-node N -m training STAGE --run-folder FOLDER ...`` trains on N
+first stage is a learned one), spade, diffusion; regression and midiffusion need the autoencoder alone, the classifier
+nothing. Then: export. ``simulate`` writes subjects to look at. ``torchrun --nproc-per-node N -m training STAGE --run-folder FOLDER ...`` trains on N
 devices.
 
 ``evaluate`` scores a run's networks, or a package (``--package NAME_OR_FOLDER``), on a folder of subjects
