@@ -1,9 +1,9 @@
 """``python -m training STAGE --config FILE --run FOLDER [key=value ...]``: train the networks, then make a package.
 
 Stages, in the order in which they build on each other: segmenter (for the perceptual loss), autoencoder (where the
-first stage is a learned one), spade, diffusion; regression and midiffusion need the autoencoder alone, the classifier
-nothing. Then: export. ``simulate`` writes subjects to look at. ``torchrun --nproc-per-node N -m training STAGE --run-folder FOLDER ...`` trains on N
-devices.
+first stage is a learned one), spade, diffusion; regression needs the autoencoder alone, midiffusion and classifier
+nothing. Then: export. ``simulate`` writes subjects to look at. ``torchrun --nproc-per-node N -m training STAGE
+--run-folder FOLDER ...`` trains on N devices.
 
 ``evaluate`` scores a run's networks, or a package (``--package NAME_OR_FOLDER``), on a folder of subjects
 (``--subjects FOLDER``), on the test split of the recipe's scans, or on simulated heads where it has none::
