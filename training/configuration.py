@@ -118,6 +118,7 @@ DEFAULTS: dict[str, Any] = {
         "latent_weight": 1.0,
         "image_weight": 4.0,
         "hidden_share": 0.15,
+        "monotone_share": 0.2,  # of the contrasts that stand in for sources; best 1 at first
         "artefacts": 0.6,
     },
     "classifier": {"optimizer_steps": 2000, "cases": 160, "width": 64},  # cases: simulated heads
@@ -143,6 +144,7 @@ SHARES = (
     "optimizer.ema_decay",
     "diffusion.start_share",
     "midiffusion.hidden_share",
+    "midiffusion.monotone_share",
     "midiffusion.start",
 )
 FROM_ZERO = ("seed", "optimizer.warm_up")

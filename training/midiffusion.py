@@ -18,6 +18,7 @@ from .simulation.tissues import TISSUES
 
 KNOTS = 7  # of a map of intensities
 DARKEST = 0.05  # of mapped tissue, background being 0: a source shows its head
+SMALL_NOISE = 0.25  # 1 - alpha_bar
 TISSUE_SHARE = 0.8  # of the pseudo-sources of heads whose tissues are known
 KIND_SPREAD = 0.2  # of the intensities of tissues of one kind
 BRIGHTEST = (0.75, 1.0)  # tissue of the brain
@@ -34,18 +35,19 @@ def midiffusion_losses(
     image_weight: float = 4.0,
     hidden_share: float = 0.15,
     artefacts: float = 0.6,
+    monotone_share: float = 0.2,
 ) -> Terms:
     """A clean estimate from a noisy state and what :func:`pseudo_source` shows of the head: squared error.
 
     In half of the examples at the time T - 1, where every sampler from noise begins, else at one drawn from all. The
-    error is taken over 1 - alpha_bar (0.05 at least), so that each time is about as hard as any other. In
+    error is taken over 1 - alpha_bar (SMALL_NOISE at least), so that each time is about as hard as any other. In
     ``hidden_share`` of the examples nothing is shown of the source, so that the same network knows the target by itself
     (SDEdit).
     """
     stage = model.first_stage
     with torch.no_grad(), torch.autocast(pair.image.device.type, enabled=False):  # the simulator computes in float32
         latents = stage.encode(pair.image)
-        condition = model.describe(pseudo_source(pair.image, generator, artefacts, pair.labels))
+        condition = model.describe(pseudo_source(pair.image, generator, artefacts, pair.labels, monotone_share))
     last = len(model.alpha_bar) - 1
     t = last if chance(generator, 0.5) else choose(generator, last)
     if chance(generator, hidden_share):
@@ -55,7 +57,7 @@ def midiffusion_losses(
     x = add_noise(latents, noise, latents.new_tensor([alpha_bar]))
     clean = model.clean(x, condition, torch.full((1,), t, device=x.device), model.index(pair.target, x))
     error = squared_error(stage, clean, latents, pair.image, latent_weight, image_weight)
-    return {"midiffusion": error / max(1 - alpha_bar, 0.05)}
+    return {"midiffusion": error / max(1 - alpha_bar, SMALL_NOISE)}
 
 
 def published_losses(model: MidiffusionTranslator, pair: Pair, generator: torch.Generator) -> Terms:
@@ -78,20 +80,29 @@ def published_losses(model: MidiffusionTranslator, pair: Pair, generator: torch.
 
 
 def pseudo_source(
-    image: torch.Tensor, generator: torch.Generator, artefacts: float = 0.6, labels: torch.Tensor | None = None
+    image: torch.Tensor,
+    generator: torch.Generator,
+    artefacts: float = 0.6,
+    labels: torch.Tensor | None = None,
+    monotone_share: float = 0.2,
 ) -> torch.Tensor:
     """The target (1, 1, X, Y, Z) in [-1, 1] as another contrast might show the head; exact background stays so.
 
-    Where tissues are known, by :func:`tissue_contrast` in TISSUE_SHARE of the draws. Else its intensities are mapped by
-    :func:`intensity_map`, in half of the draws by two maps that take turns in space, as other contrasts tell apart what
-    is alike in the target. Then comes what an acquisition does to an image.
+    In ``monotone_share`` of the draws its intensities are mapped by a rising or falling map. Else, where tissues are
+    known, :func:`tissue_contrast` makes the image in TISSUE_SHARE of the draws; or the map is any
+    :func:`intensity_map`, in half of the draws two that take turns in space, as other contrasts tell apart what is
+    alike in the target. Then comes what an acquisition does to an image.
 
     Args:
         artefacts: factor on those of :func:`~.simulation.artefacts.acquire`.
         labels: tissue classes of the simulator, like the image; None for scans.
+        monotone_share: with 1 a network learns soon to tell by the anatomy whether a contrast is inverted; begun with
+            any contrasts, it learned nothing but a blur in thousands of steps.
     """
     signal = (image[0, 0] + 1) / 2
-    if labels is not None and chance(generator, TISSUE_SHARE):
+    if chance(generator, monotone_share):
+        mapped = _interpolate(intensity_map(generator, monotone=True), signal)
+    elif labels is not None and chance(generator, TISSUE_SHARE):
         mapped = tissue_contrast(labels[0, 0], signal, generator)
     else:
         mapped = _interpolate(intensity_map(generator), signal)
@@ -129,13 +140,14 @@ def tissue_contrast(labels: torch.Tensor, signal: torch.Tensor, generator: torch
     return (apply_matrices(values.to(signal)[labels.long()], edges) + detail).clamp(DARKEST, 1)
 
 
-def intensity_map(generator: torch.Generator) -> torch.Tensor:
+def intensity_map(generator: torch.Generator, *, monotone: bool = False) -> torch.Tensor:
     """Values of a random continuous map of [0, 1] at KNOTS even places, from DARKEST to 1.
 
-    A quarter rises, a quarter falls, as proton density against T1; half does neither, as FLAIR against T1.
+    A quarter rises, a quarter falls, as proton density against T1; half does neither, as FLAIR against T1. With
+    ``monotone`` half rises and half falls.
     """
     values = torch.rand(KNOTS, generator=generator)
-    kind = uniform(generator, 0, 1)
+    kind = uniform(generator, 0, 0.5 if monotone else 1)
     if kind < 0.5:
         values = (values + 0.1).cumsum(0)
     if kind < 0.25:

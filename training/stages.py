@@ -336,7 +336,7 @@ def _midiffusion(configuration: dict[str, Any]) -> Stage:
     if model.mode == "published":
         return Stage(model, published_losses, _show_zero_shot)
     model.first_stage.requires_grad_(False)
-    kept = ("latent_weight", "image_weight", "hidden_share", "artefacts")
+    kept = ("latent_weight", "image_weight", "hidden_share", "artefacts", "monotone_share")
     losses = partial(midiffusion_losses, **{key: options[key] for key in kept})
 
     take_over = partial(load_first_stage, model, configuration, "midiffusion")

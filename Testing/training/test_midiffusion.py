@@ -69,6 +69,8 @@ def test_maps_of_intensities_rise_fall_or_do_neither_and_leave_no_tissue_dark():
         steps = values.diff()
         kinds["rises" if (steps > 0).all() else "falls" if (steps < 0).all() else "neither"] += 1
         assert values.min() == pytest.approx(0.05) and values.max() == pytest.approx(1.0)
+        steps = intensity_map(generator_at(number), monotone=True).diff()
+        assert (steps > 0).all() or (steps < 0).all()
     assert 60 < kinds["rises"] < 140 and 60 < kinds["falls"] < 140 and kinds["neither"] > 150
 
 
@@ -81,6 +83,8 @@ def test_a_pseudo_source_has_the_anatomy_and_background_of_the_target_and_contra
         assert (source[~head] == -1).all() and (source[head] > -1).float().mean() > 0.99
         assert torch.equal(source, pseudo_source(pair.image, generator_at(number), artefacts=0.0))
         correlations.append(spearmanr(pair.image[head], source[head]).statistic)
+        inverted_or_not = pseudo_source(pair.image, generator_at(number), artefacts=0.0, monotone_share=1.0)
+        assert abs(spearmanr(pair.image[head], inverted_or_not[head]).statistic) > 0.99
     assert min(correlations) < -0.5 and max(correlations) > 0.5
     by_tissue = pseudo_source(pair.image, generator_at(1), artefacts=0.0, labels=pair.labels)
     assert (by_tissue[~head] == -1).all() and (by_tissue[head] > -1).float().mean() > 0.99
