@@ -89,7 +89,7 @@ CONFIGURATIONS: dict[str, dict[str, dict[str, Any]]] = {
             "num_head_channels": 16,
             "norm_num_groups": 8,
         },
-        "regression": {"features": [16, 32, 64, 128, 256, 16]},
+        "regression": {"features": [16, 16, 48, 96, 192, 16]},
         "midiffusion": {
             "guided": {"first_stage": {"kind": "haar", "levels": 0}, "features": [16, 32, 64, 128, 192, 16]},
             "published": {
