@@ -101,6 +101,7 @@ def export(
         raise InputError(f"The folder '{run}' has no checkpoint of any of {', '.join(known)}.")
     main = paired_recipes or recipes.pop(ZERO_SHOT)
     trained = trained_subjects(main)
+    said = data_source(main, trained)
     modalities = list(configuration["modalities"])
     zero_shot = list(configuration["midiffusion"]["targets"])
     makes = []
@@ -131,7 +132,7 @@ def export(
             "copyright": "MissingModalitySynth developers",
             "license": "Apache-2.0",
             "intended_use": INTENDED_USE,
-            "data_source": " ".join([data_source(main, trained), *part_sources(recipes)]),
+            "data_source": " ".join([said, *part_sources(recipes, said)]),
             "sources": modalities if paired else [],
             "targets": modalities if paired else [],
             "spacing_mm": [1.0, 1.0, 1.0],

@@ -33,7 +33,7 @@ ZERO_SHOT_LIMITS = """\
 - Zero-shot synthesis (`midiffusion`) tells tissues by their shape and place alone: of two that look alike in the source
   it guesses, and pathology that changes no shape is lost."""
 SEGMENTER_LIMITS = """\
-- The segmenter is for comparing images, not for volumetry: it has seen simulated heads alone."""
+- The segmenter is for comparing images, not for volumetry or for finding lesions: it has seen simulated heads alone."""
 PARTS = {
     "midiffusion": (
         "Zero-shot synthesis (`midiffusion`) saw images of its targets alone; in the place of sources it saw them in "
@@ -79,7 +79,7 @@ def write_card(
     limits = [LIMITS, *[SIMULATION_LIMITS] * _simulated(recipes), *[ZERO_SHOT_LIMITS] * ("midiffusion" in apart)]
     limits += [SEGMENTER_LIMITS] * ("segmenter" in apart)
     said = [f"# {title}", "## Intended use", INTENDED_USE]
-    said += ["## Training data", data_source(recipes, trained), *part_sources(apart)]
+    said += ["## Training data", data_source(recipes, trained), *part_sources(apart, data_source(recipes, trained))]
     said.append(citations(sorted({*trained, *(name for each in apart.values() for name in trained_subjects(each))})))
     if _simulated(recipes):
         said += ["## Simulated protocols", _protocols(recipes[-1]["data"]["pathology"])]
@@ -91,13 +91,23 @@ def write_card(
 
 def data_source(recipes: Sequence[Mapping[str, Any]], trained: Sequence[str]) -> str:
     """What the networks have seen, in a few sentences."""
-    said = list(dict.fromkeys(recipe.get("said") or _data_source(recipe["data"], trained) for recipe in recipes))
-    return " Then: ".join(said) + " The networks saw no patient's image." * (not trained)
+    return _joined(recipes, trained) + " The networks saw no patient's image." * (not trained)
 
 
-def part_sources(parts: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
-    """The same of each part that was trained apart, a paragraph each."""
-    return [f"{PARTS[stage]} {data_source(recipes, trained_subjects(recipes))}" for stage, recipes in parts.items()]
+def part_sources(parts: Mapping[str, Sequence[Mapping[str, Any]]], before: str) -> list[str]:
+    """The same of each part that was trained apart, a paragraph each; what was said ``before`` is not said again."""
+    paragraphs = []
+    for stage, recipes in parts.items():
+        trained = trained_subjects(recipes)
+        said = _joined(recipes, trained)
+        said = "Simulated contrast as above." if not trained and said in before else said
+        paragraphs.append(f"{PARTS[stage]} {said}" + " No patient's image was among them." * (not trained))
+    return paragraphs
+
+
+def _joined(recipes: Sequence[Mapping[str, Any]], trained: Sequence[str]) -> str:
+    said = dict.fromkeys(recipe.get("said") or _data_source(recipe["data"], trained) for recipe in recipes)
+    return " Then: ".join(said)
 
 
 def citations(trained: Sequence[str]) -> str:
@@ -206,7 +216,7 @@ def _data_source(data: Mapping[str, Any], trained: Sequence[str]) -> str:
     if data["real"]:
         share = f"{100 * data['real_share']:.0f} % of the pairs"
         named = ": " + ", ".join(trained) if len(trained) <= 10 else f" of '{Path(data['real']).name}'"
-        parts.append(f"Scans, {share}, of {len(trained)} subjects{named}.")
+        parts.append(f"Scans, {share}, of {len(trained)} subject{'s' * (len(trained) != 1)}{named}.")
     if not data["real"] or data["real_share"] < 1:
         maps = {None: "", "procedural": "a made-up head in the place of "}
         anatomy = maps.get(data["anatomies"], "label maps of individuals (SynthSeg training labels, Apache-2.0) and ")

@@ -69,8 +69,9 @@ def test_what_was_trained_apart_has_data_of_its_own(tmp_path):
         next(line for line in card.splitlines() if line.startswith(start))
         for start in ("Scans,", "Zero-shot synthesis", "The segmenter saw")
     )
-    assert "1 subjects: open-ms-26." in main
-    assert zero_shot.endswith("saw no patient's image.") and "1 subjects: c." in segmenter
+    assert "1 subject: open-ms-26." in main
+    assert zero_shot.endswith("Simulated contrast as above. No patient's image was among them.")
+    assert "1 subject: c." in segmenter
     limits = card[card.index("## Limits") :]
     assert "`midiffusion`" in limits and "volumetry" in limits
     alone = write_card("T", recipes=[run], trained=["open-ms-26"], stages="", evaluations=[])
