@@ -96,8 +96,8 @@ def pseudo_source(
     Args:
         artefacts: factor on those of :func:`~.simulation.artefacts.acquire`.
         labels: tissue classes of the simulator, like the image; None for scans.
-        monotone_share: with 1 a network learns soon to tell by the anatomy whether a contrast is inverted; begun with
-            any contrasts, it learned nothing but a blur in thousands of steps.
+        monotone_share: with 1 a network learns in a thousand steps to tell by the anatomy whether a contrast is
+            inverted; begun with any contrasts, it learned nothing but a blur in four thousand.
     """
     signal = (image[0, 0] + 1) / 2
     if chance(generator, monotone_share):
