@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from monai.networks.nets.basic_unet import BasicUNet, UpCat
 from monai.networks.nets.diffusion_model_unet import DiffusionModelUNet
 from monai.networks.utils import pixelunshuffle
 from torch import nn
@@ -20,8 +19,8 @@ from ..diffusion.schedules import add_noise, alphas_cumprod
 from ..errors import InputError
 from ..intensity import head_mask
 from ..modality import shown_name
-from ..networks import norms  # noqa: F401  (makes its layers known to MONAI)
 from ..networks.configurations import build_first_stage
+from ..networks.unet import build_unet
 from .base import Translator
 
 MODES = ("guided", "published")
@@ -137,11 +136,7 @@ class MidiffusionTranslator(Translator):
         if mode == "guided":
             super().__init__(modalities, stage, network_factor=16, width=3 * options["features"][0])
             told = stage.channels + stage.factor**3 + 2 + len(modalities)
-            norm = ("group_keeping_layout", {"num_groups": 8})
-            self.unet = BasicUNet(3, in_channels=told, out_channels=stage.channels, norm=norm, **options)
-            for module in self.unet.modules():
-                if isinstance(module, UpCat):
-                    module.is_pad = False  # sizes are multiples of 16
+            self.unet = build_unet(told, stage.channels, **options)
             # logarithm of how far the targets are from what the source tells of them, by channel of the latents
             self.log_spread = nn.Parameter(torch.full((stage.channels,), -0.7))
         else:

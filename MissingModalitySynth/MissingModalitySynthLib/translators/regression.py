@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from monai.networks.nets.basic_unet import BasicUNet, UpCat
 
 from ..diffusion.samplers import OnStep
-from ..networks import norms  # noqa: F401  (makes its layers known to MONAI)
 from ..networks.configurations import build_first_stage
+from ..networks.unet import build_unet
 from .base import Translator
 
 
@@ -38,16 +37,8 @@ class RegressionTranslator(Translator):
     def __init__(self, modalities: Sequence[str], first_stage: Mapping[str, Any], unet: Mapping[str, Any]) -> None:
         stage = build_first_stage(first_stage)
         super().__init__(modalities, stage, network_factor=16, width=3 * unet["features"][0])
-        self.unet = BasicUNet(
-            spatial_dims=3,
-            in_channels=len(modalities) * (stage.channels + 1),
-            out_channels=len(modalities) * stage.channels,
-            norm=("group_keeping_layout", {"num_groups": 8}),
-            **unet,
-        )
-        for module in self.unet.modules():
-            if isinstance(module, UpCat):
-                module.is_pad = False  # sizes are multiples of 16; to pad by nothing is a third of a training step
+        slots = len(modalities)
+        self.unet = build_unet(slots * (stage.channels + 1), slots * stage.channels, **unet)
 
     def condition(self, latents: Mapping[str, torch.Tensor], target: str) -> torch.Tensor:
         """Slots of latents and availability channels, whatever the target: (B, M * (C + 1), x, y, z), M modalities."""
