@@ -86,7 +86,8 @@ def zero_shot_packages(tmp_path_factory) -> SimpleNamespace:
     regression = stage | unet | {"modalities": list(MODALITIES)}
 
     def write(name, targets, paired, **methods):
-        methods |= {"midiffusion": stage | unet | guidance | {"modalities": targets, "steps": 2}}
+        unets = {"unet": {"features": [16] * 6, "tissues": 16}}
+        methods |= {"midiffusion": stage | unets | guidance | {"modalities": targets, "steps": 2}}
         torch.manual_seed(0)
         networks = {method: METHODS[method](**options) for method, options in methods.items()}
         return write_package(

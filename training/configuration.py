@@ -65,6 +65,8 @@ DEFAULTS: dict[str, Any] = {
         "optimizer_steps": 2000,
         "width": 32,
         "contrasts": None,  # judged alone, such as [T1]; null: any, among them contrasts that follow no physics
+        "made_up_share": 0.0,  # of the examples in contrasts that follow no physics, made of the target
+        "class_weights": [1.0, 2.0, 1.0, 1.0, 4.0, 3.0],  # background, CSF, grey, white, deep grey, lesion
     },
     "autoencoder": {
         "optimizer_steps": 20000,
@@ -107,11 +109,11 @@ DEFAULTS: dict[str, Any] = {
         "targets": ["T1"],  # seen alone: no other contrast is
         "mode": "guided",  # or "published": noise is predicted, without a first stage
         "spatial_dims": 3,  # 2: slice by slice, as published
-        "steps": 4,  # of the sampler; as published 1000
+        "steps": 1,  # of the sampler; as published 1000
         "start": 1.0,  # of the sampler, as a fraction of time: 1 at noise, less at the noised source
-        "guidance": 0.02,  # change of an estimate by the pull towards the source, in intensities of [-1, 1]
-        "guidance_range": [0.2, 0.8],  # fractions of time
-        "window": 7,  # of its local mutual information, voxels
+        "guidance": 0.1,  # change of an estimate by the pull towards the source, in intensities of [-1, 1]
+        "guidance_range": [0.0, 1.0],  # fractions of time
+        "window": 9,  # of its local mutual information, voxels: three or an odd multiple
         "bins": 8,
         "conditioned": True,  # False hides the source from the network: SDEdit, if also guidance=0 and start < 1
         # of the training in the guided mode
@@ -143,6 +145,7 @@ SHARES = (
     "data.real_share",
     "optimizer.ema_decay",
     "diffusion.start_share",
+    "segmenter.made_up_share",
     "midiffusion.hidden_share",
     "midiffusion.monotone_share",
     "midiffusion.start",

@@ -80,7 +80,9 @@ def export(
             tensors[CLASSIFIER] = with_prefix(weights, "network.")
         if folder.name == SEGMENTER:
             extras[SEGMENTER] = {"width": weights["final_conv.weight"].shape[1]}
-            about[SEGMENTER] = {"classes": list(CLASSES), "contrasts": state["configuration"]["segmenter"]["contrasts"]}
+            learned = state["configuration"]["segmenter"]
+            contrasts = None if learned.get("made_up_share") else learned["contrasts"]
+            about[SEGMENTER] = {"classes": list(CLASSES), "contrasts": contrasts}
             tensors[SEGMENTER] = weights
         history = recipe_history(folder, {"data": configuration["data"]} | state["configuration"])
         if folder.name in (CLASSIFIER, SEGMENTER):  # these learn from simulated heads, whatever the recipe mixes in

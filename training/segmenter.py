@@ -6,6 +6,7 @@ perceptual losses, which are two-dimensional and made for photographs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,30 +17,12 @@ from torch.nn import functional as F
 
 from MissingModalitySynthLib.errors import InputError
 from MissingModalitySynthLib.networks.segmenter import Segmenter
-from MissingModalitySynthLib.segmentation import CLASSES
 
 from .batches import Pair, choose
 from .checkpoint import averaged_weights
-from .simulation.tissues import FIRST_LESION, TISSUES
-
-WEIGHTS = (1.0, 2.0, 1.0, 1.0, 4.0, 3.0)  # of the classes in the loss
-_MEMBERS = {
-    "CSF": ("ventricular CSF", "subarachnoid CSF"),
-    "grey matter": ("cortex", "cerebellar cortex", "hippocampus and amygdala"),
-    "white matter": ("white matter", "cerebellar white matter", "brainstem"),
-    "deep grey matter": ("thalamus", "caudate", "putamen", "pallidum"),
-}
-
-
-def classes_of(labels: torch.Tensor) -> torch.Tensor:
-    """Tissue classes of the simulator, any shape, to indices of :data:`CLASSES`."""
-    table = torch.zeros(len(TISSUES), dtype=torch.long)
-    for index, tissue in enumerate(TISSUES):
-        for name, members in _MEMBERS.items():
-            if tissue.name in members:
-                table[index] = CLASSES.index(name)
-    table[FIRST_LESION:] = CLASSES.index("lesion")
-    return table.to(labels.device)[labels.long()]
+from .pseudo_sources import pseudo_source
+from .simulation.randomness import chance
+from .tissue_classes import classes_of
 
 
 def load_segmenter(checkpoint: Path) -> Segmenter:
@@ -52,17 +35,32 @@ def load_segmenter(checkpoint: Path) -> Segmenter:
     return segmenter.requires_grad_(False).eval()
 
 
-def segmenter_losses(model: nn.Module, pair: Pair, generator: torch.Generator) -> dict[str, torch.Tensor]:
-    """Dice + cross-entropy on the target or one of its sources, drawn evenly.
+def segmenter_losses(
+    model: nn.Module,
+    pair: Pair,
+    generator: torch.Generator,
+    *,
+    class_weights: Sequence[float],
+    made_up_share: float = 0.0,
+) -> dict[str, torch.Tensor]:
+    """Dice + cross-entropy on the target or one of its sources, drawn evenly, or on the target in a made-up contrast.
 
-    Small classes count more (``WEIGHTS``), else they are found late or never. Without ``smooth_nr`` the Dice term of a
-    class that the crop lacks has no gradient: every crop without a lesion would else push all lesions away.
+    Without ``smooth_nr`` the Dice term of a class that the crop lacks has no gradient: every crop without a lesion
+    would else push all lesions away.
+
+    Args:
+        class_weights: of ``CLASSES``. Where small classes count more they are found sooner, and drawn too large.
+        made_up_share: of the examples that :func:`~.pseudo_sources.pseudo_source` makes of the target.
     """
     if pair.labels is None:
         raise InputError("The segmenter learns from simulated heads only: set data.real=null.")
     images = [pair.image, *pair.sources.values()]
-    logits = model(images[choose(generator, len(images))]).float()
-    weights = torch.tensor(WEIGHTS, device=logits.device)
+    image = images[choose(generator, len(images))]
+    if chance(generator, made_up_share):
+        with torch.autocast(image.device.type, enabled=False):  # the simulator computes in float32
+            image = pseudo_source(pair.image, generator, labels=pair.labels)
+    logits = model(image).float()
+    weights = torch.tensor(class_weights, dtype=torch.float32, device=logits.device)
     loss = DiceCELoss(to_onehot_y=True, softmax=True, smooth_nr=0.0, weight=weights)
     return {"segmentation": loss(logits, classes_of(pair.labels))}
 

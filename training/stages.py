@@ -34,7 +34,8 @@ from .configuration import network_options, settings_of
 from .examples import Examples, make_examples, make_views
 from .loop import generator_at, train
 from .losses import Terms, bridge_losses, diffusion_losses, regression_losses, spade_losses
-from .midiffusion import midiffusion_losses, pseudo_source, published_losses
+from .midiffusion import midiffusion_losses, published_losses
+from .pseudo_sources import pseudo_source
 from .segmenter import SegmenterFeatures, load_segmenter, segmenter_losses
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -246,7 +247,9 @@ def build_stage(stage: str, configuration: dict[str, Any]) -> Stage:
 
 
 def _segmenter(configuration: dict[str, Any]) -> Stage:
-    return Stage(Segmenter(configuration["segmenter"]["width"]), segmenter_losses, _show_segmentation)
+    options = configuration["segmenter"]
+    losses = partial(segmenter_losses, **{key: options[key] for key in ("class_weights", "made_up_share")})
+    return Stage(Segmenter(options["width"]), losses, _show_segmentation)
 
 
 def _autoencoder(configuration: dict[str, Any]) -> Stage:
@@ -335,12 +338,18 @@ def _midiffusion(configuration: dict[str, Any]) -> Stage:
     model = MidiffusionTranslator(**translator_options("midiffusion", configuration))
     if model.mode == "published":
         return Stage(model, published_losses, _show_zero_shot)
-    model.first_stage.requires_grad_(False)
     kept = ("latent_weight", "image_weight", "hidden_share", "artefacts", "monotone_share")
     losses = partial(midiffusion_losses, **{key: options[key] for key in kept})
+    frozen = [model.first_stage, model.tissues]
+    for module in frozen:
+        module.requires_grad_(False)
 
-    take_over = partial(load_first_stage, model, configuration, "midiffusion")
-    return Stage(model, losses, _show_zero_shot, [model.first_stage], take_over)
+    def take_over(run: Path, examples: Examples) -> None:
+        load_first_stage(model, configuration, "midiffusion", run, examples)
+        if not (run / "midiffusion" / CHECKPOINT).exists():
+            _take(model.tissues, run, "segmenter")
+
+    return Stage(model, losses, _show_zero_shot, frozen, take_over)
 
 
 _BUILDERS: dict[str, Callable[[dict[str, Any]], Stage]] = {

@@ -15,6 +15,7 @@ from .progress import Progress
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from torch import nn
 
     from .model_package import ModelPackage
@@ -172,7 +173,6 @@ def label(
     """
     import numpy as np
     import torch
-    from monai.inferers.utils import sliding_window_inference
 
     from .canonical import canonical_grid, from_canonical, to_canonical
     from .device import autocast_dtype
@@ -182,22 +182,10 @@ def label(
     head = head_mask(volume.array) if mask is None else mask
     grid = canonical_grid(volume, _SPACING, _MULTIPLE, mask=head)
     image = torch.from_numpy(normalise(to_canonical(volume, grid))[0])[None, None]
-    window = [min(_WINDOW, size) for size in grid.geometry.size]
-    steps = zip(grid.geometry.size, window, strict=True)
-    count = math.prod(1 + math.ceil((n - w) / int(w * (1 - _OVERLAP))) for n, w in steps)
     device = next(network.parameters()).device
-    dtype, done = autocast_dtype(device), 0
-
-    def predict(crop: torch.Tensor) -> torch.Tensor:
-        nonlocal done
-        on_window(min(done / count, 1.0))
-        done += 1
-        return network(crop).float().softmax(dim=1)
-
+    dtype = autocast_dtype(device)
     with torch.inference_mode(), torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
-        shares = sliding_window_inference(
-            image, window, 1, predict, overlap=_OVERLAP, mode="gaussian", sw_device=device, device="cpu"
-        )[0].numpy()
+        shares = tissue_shares(network, image.to(device), on_window=on_window)[0].cpu().numpy()
     best = from_canonical(shares[0], grid).array
     labels = np.zeros(best.shape, np.uint8)
     for index in range(1, len(CLASSES)):
@@ -205,3 +193,23 @@ def label(
         better = share > best
         labels[better & head], best = index, np.where(better, share, best)
     return Volume(labels, volume.geometry, volume.name)
+
+
+def tissue_shares(
+    network: nn.Module, image: torch.Tensor, *, on_window: Callable[[float], None] = lambda share: None
+) -> torch.Tensor:
+    """Probabilities (1, 6, X, Y, Z) of ``CLASSES``, told window by window of an image (1, 1, X, Y, Z) in [-1, 1]."""
+    from monai.inferers.utils import sliding_window_inference
+
+    window = [min(_WINDOW, size) for size in image.shape[2:]]
+    steps = zip(image.shape[2:], window, strict=True)
+    count = math.prod(1 + math.ceil((n - w) / int(w * (1 - _OVERLAP))) for n, w in steps)
+    done = 0
+
+    def predict(crop: torch.Tensor) -> torch.Tensor:
+        nonlocal done
+        on_window(min(done / count, 1.0))
+        done += 1
+        return network(crop).float().softmax(dim=1)
+
+    return sliding_window_inference(image, window, 1, predict, overlap=_OVERLAP, mode="gaussian")

@@ -13,10 +13,13 @@ from MissingModalitySynthLib.diffusion.samplers import gaussian, no_report
 from MissingModalitySynthLib.diffusion.schedules import alphas_cumprod
 from MissingModalitySynthLib.errors import DivergenceError, InputError
 from MissingModalitySynthLib.networks.haar import HaarFirstStage
+from MissingModalitySynthLib.tissue_mixture import refine_tissues
 from MissingModalitySynthLib.translators import METHODS, build_translator
 from MissingModalitySynthLib.translators.midiffusion import MidiffusionTranslator, ranks, slices_of
 
-GUIDED = {"modalities": ["T1", "T2"], "first_stage": {"kind": "haar", "levels": 0}, "unet": {"features": [16] * 6}}
+GUIDED = {"modalities": ["T1", "T2"], "first_stage": {"kind": "haar", "levels": 0}} | {
+    "unet": {"features": [16] * 6, "tissues": 16}
+}
 UNET = {
     "channels": [8, 8],
     "attention": [False, True],
@@ -84,7 +87,7 @@ def test_ranks_are_those_of_any_increasing_map_and_change_their_sign_with_a_decr
 
 
 @pytest.mark.parametrize("levels", [0, 1])
-def test_the_network_sees_state_source_time_and_target_and_no_source_where_it_is_hidden(head, levels):
+def test_the_network_sees_state_source_tissues_time_and_target_and_no_source_where_it_is_hidden(head, levels):
     model = build(GUIDED, first_stage={"kind": "haar", "levels": levels})
     seen = []
     model.unet.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
@@ -93,12 +96,15 @@ def test_the_network_sees_state_source_time_and_target_and_no_source_where_it_is
     for shown in (condition, condition.hidden()):
         model.clean(x, shown, torch.tensor([400]), torch.tensor([1]))
     a = model.alpha_bar[400].float()
-    state, source, time, target = seen[0].split([channels, channels, 2, 2], dim=1)
+    state, source, tissues, time, target = seen[0].split([channels, channels, 12 * channels, 2, 2], dim=1)
     torch.testing.assert_close(state, a.sqrt() * x)
     assert torch.equal(source.flatten().sort().values, head.flatten().sort().values)
     assert (time[0, 0] == a.sqrt()).all() and (time[0, 1] == (1 - a).sqrt()).all()
     assert (target[0, 0] == 0).all() and (target[0, 1] == 1).all()
-    assert seen[1][:, channels : 2 * channels].abs().max() == 0
+    told = model.tissues(head).softmax(dim=1)
+    told = torch.cat([told, refine_tissues(told, head)], dim=1)
+    torch.testing.assert_close(tissues.flatten().sort().values, told.flatten().sort().values)
+    assert seen[1][:, channels : 14 * channels].abs().max() == 0
     assert torch.equal(seen[1][:, :channels], state)
 
 
@@ -207,7 +213,7 @@ def test_guidance_that_diverges_names_the_step_and_keeps_what_came_before(bad):
 
 def test_too_strong_a_pull_is_a_divergence_of_the_translator(head):
     with pytest.raises(DivergenceError, match="at step 2 of 4"):  # the first lies outside of the range
-        translate(build(GUIDED, guidance=1e3), head, steps=4)
+        translate(build(GUIDED, guidance=1e3, guidance_range=(0.2, 0.8)), head, steps=4)
 
 
 @pytest.mark.parametrize("options", [GUIDED, PUBLISHED_FORM], ids=["guided", "published"])

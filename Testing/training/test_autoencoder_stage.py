@@ -7,10 +7,12 @@ from torch import nn
 from MissingModalitySynthLib.errors import InputError
 from MissingModalitySynthLib.networks.autoencoder import Codebook
 from MissingModalitySynthLib.networks.segmenter import Segmenter
+from MissingModalitySynthLib.segmentation import CLASSES
 from training.autoencoder import autoencoder_losses, build_autoencoder, perplexity, revive_dead_codes
 from training.batches import Pair
-from training.segmenter import CLASSES, WEIGHTS, SegmenterFeatures, classes_of, segmenter_losses
+from training.segmenter import SegmenterFeatures, segmenter_losses
 from training.simulation.tissues import CLASS
+from training.tissue_classes import classes_of
 
 SMALL = {"channels": [8, 8], "latent_channels": 2, "num_res_blocks": 1, "norm_num_groups": 4}
 VQ = {"kind": "vq", "num_codes": 16, **SMALL}
@@ -22,6 +24,7 @@ def smooth(seed, size=32):
     return nn.functional.interpolate(coarse, size=(size,) * 3, mode="trilinear")
 
 
+WEIGHTS = (1.0, 2.0, 1.0, 1.0, 4.0, 3.0)  # of CLASSES
 PAIR = Pair({"T1": smooth(0)}, "T2", smooth(1))
 
 
@@ -128,13 +131,13 @@ def test_the_segmenter_needs_labels_and_its_loss_is_small_where_it_is_right():
     labels[..., 8:] = CLASS["cortex"]
     right = nn.functional.one_hot(classes_of(labels)[0, 0], len(CLASSES)).movedim(-1, 0)[None] * 30.0
     pair = Pair({}, "T2", smooth(0, 16), labels=labels)
-    good = segmenter_losses(lambda image: right, pair, generator())["segmentation"]
-    bad = segmenter_losses(lambda image: right.flip(-1), pair, generator())["segmentation"]
+    good = segmenter_losses(lambda image: right, pair, generator(), class_weights=WEIGHTS)["segmentation"]
+    bad = segmenter_losses(lambda image: right.flip(-1), pair, generator(), class_weights=WEIGHTS)["segmentation"]
     absent = [1, 3, 4, 5]  # their Dice is 0, and pushes nowhere
     assert good.item() == pytest.approx(sum(WEIGHTS[index] for index in absent) / len(CLASSES), abs=0.01)
     assert bad > good + 1
     with pytest.raises(InputError, match=r"data\.real=null"):
-        segmenter_losses(lambda image: right, PAIR, generator())
+        segmenter_losses(lambda image: right, PAIR, generator(), class_weights=WEIGHTS)
 
 
 def test_a_class_that_a_crop_lacks_does_not_pull_the_others():
@@ -142,7 +145,7 @@ def test_a_class_that_a_crop_lacks_does_not_pull_the_others():
     labels = torch.zeros(1, 1, 16, 16, 16, dtype=torch.uint8)
     labels[..., 8:] = CLASS["cortex"]
     pair = Pair({}, "T2", smooth(0, 16), labels=labels)
-    segmenter_losses(lambda image: logits, pair, generator())["segmentation"].backward()
+    segmenter_losses(lambda image: logits, pair, generator(), class_weights=WEIGHTS)["segmentation"].backward()
     pushed = logits.grad.mean(dim=(0, 2, 3, 4))
     lesion, fluid = CLASSES.index("lesion"), CLASSES.index("CSF")
     assert pushed[lesion] == pytest.approx(pushed[fluid].item())  # neither by its weight nor by a Dice term of its own

@@ -11,6 +11,7 @@ from MissingModalitySynthLib.errors import InputError
 from MissingModalitySynthLib.intensity import head_mask
 from MissingModalitySynthLib.metrics import compare
 from MissingModalitySynthLib.model_package import load_package
+from MissingModalitySynthLib.segmentation import CLASSES
 from MissingModalitySynthLib.translators import build_translator
 from MissingModalitySynthLib.volume import Geometry, Volume
 from training.data.readers import find_subjects
@@ -20,7 +21,6 @@ from training.evaluation.lesions import find_lesions, lesion_scores
 from training.evaluation.protocols import calibrate, load_judge, paper_comparable, score
 from training.evaluation.run import Options
 from training.examples import load_anatomies
-from training.segmenter import CLASSES
 
 WHITE, LESION = CLASSES.index("white matter"), CLASSES.index("lesion")
 

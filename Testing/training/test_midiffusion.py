@@ -15,13 +15,14 @@ from MissingModalitySynthLib.volume import Geometry, Volume
 from MissingModalitySynthLib.volume_io import write_volume
 from training.__main__ import main
 from training.batches import Pair
-from training.checkpoint import averaged_weights
+from training.checkpoint import averaged_weights, with_prefix
 from training.configuration import load_configuration
 from training.data.subjects import Subject, check_subjects
 from training.examples import make_examples
 from training.export import export
 from training.loop import generator_at
-from training.midiffusion import intensity_map, midiffusion_losses, pseudo_source, published_losses, tissue_contrast
+from training.midiffusion import midiffusion_losses, published_losses
+from training.pseudo_sources import intensity_map, pseudo_source, tissue_contrast
 from training.simulation.tissues import CLASS
 from training.stages import CHECKPOINT, build_stage, load_translator, run_stage
 
@@ -46,7 +47,8 @@ def pair(tmp_path_factory):
 def trained(tmp_path_factory):
     """Folder of a run of the stage in miniature."""
     run = tmp_path_factory.mktemp("runs") / "zero-shot"
-    assert main(["midiffusion", "--config", str(SMOKE), "--run", str(run), "machine.tensorboard=false"]) == 0
+    for stage in ("segmenter", "midiffusion"):
+        assert main([stage, "--config", str(SMOKE), "--run", str(run), "machine.tensorboard=false"]) == 0
     return run
 
 
@@ -134,6 +136,8 @@ def test_training_steps_lower_the_loss_of_a_fixed_example(pair, overrides, losse
 
 def test_a_run_that_is_interrupted_and_resumed_equals_one_that_is_not(tmp_path, same_tensors):
     settings = configuration("midiffusion.optimizer_steps=3")
+    for run in ("whole", "parts"):
+        run_stage("segmenter", settings, tmp_path / run)
     run_stage("midiffusion", settings, tmp_path / "whole")
     for _ in range(3):
         run_stage("midiffusion", settings, tmp_path / "parts", max_minutes=0)
@@ -145,6 +149,14 @@ def test_the_latents_are_whitened_on_targets(trained):
     weights = averaged_weights(trained / "midiffusion" / CHECKPOINT)[0]
     assert weights["first_stage.latent_std"].min() > 0
     assert not torch.equal(weights["first_stage.latent_std"], torch.ones(1))
+
+
+def test_the_tissues_are_told_by_the_segmenter_of_the_run_which_learns_no_more(trained, tmp_path):
+    packed = with_prefix(averaged_weights(trained / "midiffusion" / CHECKPOINT)[0], "tissues.")
+    learned = averaged_weights(trained / "segmenter" / CHECKPOINT)[0]
+    assert packed.keys() == learned.keys() and all(torch.equal(packed[name], learned[name]) for name in learned)
+    with pytest.raises(InputError, match="train the stage 'segmenter' first"):
+        run_stage("midiffusion", configuration(), tmp_path / "without")
 
 
 def test_the_published_form_trains_on_images_and_is_loaded_again(tmp_path):

@@ -10,6 +10,7 @@ from MissingModalitySynthLib.errors import InputError
 from training.batches import simulated_pairs
 from training.configuration import load_configuration
 from training.examples import make_examples
+from training.segmenter import segmenter_losses
 from training.simulation.anatomy import procedural_head
 
 SMOKE = Path(training.__file__).parent / "configs" / "smoke.yaml"
@@ -24,6 +25,27 @@ def test_a_judge_of_one_contrast_sees_that_contrast_alone_acquired_and_clean(tmp
         assert list(pair.sources) == list(pair.images) == ["T1"]
         assert pair.labels.shape == pair.image.shape
         assert not torch.equal(pair.image, pair.sources["T1"])
+
+
+def test_made_up_contrasts_are_of_the_target_and_take_the_place_of_what_was_acquired(tmp_path):
+    """Drawn with a share of one, no example is the target or its source, and the labels stay those of the target."""
+    configuration = load_configuration(SMOKE, ["segmenter.contrasts=[T1]", "data.skull_strip=1.0"])
+    pair = make_examples(configuration, tmp_path, contrasts=["T1"])(0)
+    seen = []
+
+    def network(image):
+        seen.append(image)
+        return torch.zeros(1, 6, *image.shape[2:])
+
+    for number in range(8):
+        for share in (0.0, 1.0):
+            generator = torch.Generator().manual_seed(number)
+            segmenter_losses(network, pair, generator, class_weights=[1.0] * 6, made_up_share=share)
+    known = [pair.image, pair.sources["T1"]]
+    assert all(any(torch.equal(image, each) for each in known) for image in seen[::2])
+    assert not any(torch.equal(image, each) for image in seen[1::2] for each in known)
+    head = pair.image > -1
+    assert all((image[~head] == -1).all() and (image[head] > -1).float().mean() > 0.99 for image in seen[1::2])
 
 
 def test_a_judge_of_several_contrasts_sees_each_of_them():

@@ -19,6 +19,7 @@ from torch import nn
 from MissingModalitySynthLib.canonical import CanonicalGrid, canonical_grid, from_canonical, resample_to, to_canonical
 from MissingModalitySynthLib.errors import InputError
 from MissingModalitySynthLib.intensity import head_mask, normalise
+from MissingModalitySynthLib.segmentation import CLASSES
 from MissingModalitySynthLib.volume import Geometry, Volume
 from MissingModalitySynthLib.volume_io import read_volume
 
@@ -27,8 +28,8 @@ from ..data.cache import read_labels, registered
 from ..data.subjects import Subject, same_grid
 from ..examples import load_anatomies
 from ..loop import generator_at
-from ..segmenter import CLASSES, classes_of
 from ..simulation.simulator import simulate
+from ..tissue_classes import classes_of
 from .lesions import Lesions, find_lesions
 
 HEAD_MM = (192, 224, 192)  # along R, A, S: a simulated head with air around it, as scanners show it
@@ -54,7 +55,7 @@ class Case:
         targets: what its results are compared with; of a scanned subject the same volumes. A simulated one has clean
             images of the canonical protocols here, and as sources such of wide protocols with artefacts.
         mask: where every contrast shows the head (or the brain, where skull-stripped); bool.
-        tissues: indices of ``segmenter.CLASSES``; None where unknown.
+        tissues: indices of ``segmentation.CLASSES``; None where unknown.
         lesion: bool; None where unknown or without a voxel.
         brain: bool, of a whole head; None where unknown or skull-stripped already.
     """
@@ -199,13 +200,13 @@ def segmenter_grid(volume: Volume, mask: np.ndarray) -> CanonicalGrid:
 
 @torch.inference_mode()
 def segment(segmenter: nn.Module, volume: Volume, grid: CanonicalGrid) -> np.ndarray:
-    """Indices of ``segmenter.CLASSES`` on the canonical grid."""
+    """Indices of ``segmentation.CLASSES`` on the canonical grid."""
     image = torch.from_numpy(normalise(to_canonical(volume, grid))[0])[None, None]
     return segmenter(image).argmax(dim=1)[0].numpy()
 
 
 def segment_native(segmenter: nn.Module, volume: Volume, mask: np.ndarray) -> np.ndarray:
-    """Indices of ``segmenter.CLASSES`` on the volume's own grid, 0 outside the mask."""
+    """Indices of ``segmentation.CLASSES`` on the volume's own grid, 0 outside the mask."""
     grid = segmenter_grid(volume, mask)
     labels = segment(segmenter, volume, grid)
     shares = [from_canonical((labels == index).astype(np.float32), grid).array for index in range(len(CLASSES))]

@@ -16,9 +16,9 @@ import numpy as np
 from MissingModalitySynthLib import metrics
 from MissingModalitySynthLib.errors import InputError
 from MissingModalitySynthLib.intensity import background_value
+from MissingModalitySynthLib.segmentation import CLASSES
 from MissingModalitySynthLib.volume import Geometry, Volume
 
-from ..segmenter import CLASSES
 from .cases import Case
 from .lesions import lesion_scores
 

@@ -21,13 +21,13 @@ from MissingModalitySynthLib.metrics import dice
 from MissingModalitySynthLib.model_package import ModelPackage
 from MissingModalitySynthLib.package_format import ZERO_SHOT
 from MissingModalitySynthLib.request import Request
+from MissingModalitySynthLib.segmentation import CLASSES
 from MissingModalitySynthLib.synthesis import Result, synthesize
 from MissingModalitySynthLib.translators import Translator, build_translator
 from MissingModalitySynthLib.volume import Volume
 
 from ..data.atomic import replacing
 from ..logbook import memory_gigabytes
-from ..segmenter import CLASSES
 from . import anchors, figures, report, tables
 from .cases import Case, segment, segmenter_grid
 from .protocols import Judge, calibrate, score

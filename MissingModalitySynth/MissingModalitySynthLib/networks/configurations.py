@@ -15,7 +15,11 @@ FIRST_STAGES: dict[str, type[FirstStage]] = {"vq": VQAutoencoder, "kl": KLAutoen
 
 # Published: 64 channels times 1, 2, 2, 2, two blocks a level, attention at a width of 16.
 _LARGE_MIDIFFUSION: dict[str, dict[str, Any]] = {
-    "guided": {"first_stage": {"kind": "haar", "levels": 0}, "features": [32, 64, 128, 256, 320, 32]},
+    "guided": {
+        "first_stage": {"kind": "haar", "levels": 0},
+        "features": [32, 64, 128, 256, 320, 32],
+        "tissues": 64,
+    },
     "published": {
         "first_stage": {"kind": "haar", "levels": 0},
         "channels": [64, 128, 128, 128],
@@ -91,7 +95,11 @@ CONFIGURATIONS: dict[str, dict[str, dict[str, Any]]] = {
         },
         "regression": {"features": [16, 16, 48, 96, 192, 16]},
         "midiffusion": {
-            "guided": {"first_stage": {"kind": "haar", "levels": 0}, "features": [16, 32, 64, 128, 192, 16]},
+            "guided": {
+                "first_stage": {"kind": "haar", "levels": 0},
+                "features": [16, 32, 64, 64, 64, 16],
+                "tissues": 32,
+            },
             "published": {
                 "first_stage": {"kind": "haar", "levels": 0},
                 "channels": [32, 64, 64, 64],

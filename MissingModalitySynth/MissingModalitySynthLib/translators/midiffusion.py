@@ -20,7 +20,10 @@ from ..errors import InputError
 from ..intensity import head_mask
 from ..modality import shown_name
 from ..networks.configurations import build_first_stage
+from ..networks.segmenter import Segmenter
 from ..networks.unet import build_unet
+from ..segmentation import CLASSES, tissue_shares
+from ..tissue_mixture import refine_tissues
 from .base import Translator
 
 MODES = ("guided", "published")
@@ -29,7 +32,7 @@ SCHEDULES = {"guided": {"schedule": "cosine"}, "published": {"schedule": "linear
 OFFSETS = ((1, 0, 0), (0, 1, 0), (0, 0, 1))
 SELF_WINDOW, SELF_STRIDE, SELF_BINS = 5, 2, 8  # in blocks
 RANKED = 4096
-STRIDE = 4  # of the windows' centres in the image where the gradient is asked for
+STRIDE = 3  # of the windows' centres in the image; windows of a multiple of it leave no lattice in the gradient
 NO_STRUCTURE = 0.02  # nats: what neighbouring windows of a constant image or of noise share, and less
 COARSE = 2  # voxels of the image along each axis whose mean is compared
 SLICES = 16  # that are computed at once
@@ -88,15 +91,18 @@ class MidiffusionTranslator(Translator):
     from [x_t, LMI(source, x_t), LMI(source, source)] and is sampled by DDPM from pure noise, T = 1000, beta linear from
     1e-4 to 0.02, variance "fixed large" (Wang et al. 2024).
 
-    ``guided``: in the latents of the first stage, best the Haar stage of no level, the voxels themselves. The UNet sees
-    the source, which in training is the target in made-up contrasts (``training/midiffusion.py``; as SynthSR, Iglesias
-    et al. 2021, made its inputs), and each estimate is pulled towards the source by the gradient of the local mutual
-    information (``diffusion/guidance.py``), which needs no training.
+    ``guided``: in the latents of the first stage, best the Haar stage of no level, the voxels themselves. A segmenter
+    tells the tissues of the source, whatever its contrast (as SynthSeg, Billot et al. 2023), and the brightness that
+    they have there tells them more sharply (``tissue_mixture.py``); the UNet sees the source and both. Segmenter and
+    UNet have learned from the target in made-up contrasts (``training/pseudo_sources.py``; as SynthSR, Iglesias et al.
+    2021, made its inputs). Each estimate is pulled towards the source by the gradient of the local mutual information
+    (``diffusion/guidance.py``), which needs no training.
 
     Args:
         modalities: the targets, in the order of the networks' indices. The source's name is not known to the networks.
         first_stage: options of :func:`~..networks.configurations.build_first_stage`.
-        unet: ``guided``: ``features`` of MONAI's BasicUNet, which learns time and target from constant channels;
+        unet: ``guided``: ``features`` of MONAI's BasicUNet, which learns time and target from constant channels, and
+            the width of the segmenter, ``tissues``;
             ``published``: ``channels``, ``attention`` and other options of MONAI's DiffusionModelUNet.
         mode: one of :data:`MODES`, for which the UNet was trained.
         spatial_dims: 3, or 2 for slices (``published`` only).
@@ -119,11 +125,11 @@ class MidiffusionTranslator(Translator):
         unet: Mapping[str, Any],
         mode: str = "guided",
         spatial_dims: int = 3,
-        steps: int = 4,
+        steps: int = 1,
         start: float = 1.0,
-        guidance: float = 0.02,
-        guidance_range: Sequence[float] = (0.2, 0.8),
-        window: int = 7,
+        guidance: float = 0.1,
+        guidance_range: Sequence[float] = (0.0, 1.0),
+        window: int = 9,
         bins: int = 8,
         conditioned: bool = True,
     ) -> None:
@@ -134,8 +140,10 @@ class MidiffusionTranslator(Translator):
         stage = build_first_stage(first_stage)
         options = dict(unet)
         if mode == "guided":
-            super().__init__(modalities, stage, network_factor=16, width=3 * options["features"][0])
-            told = stage.channels + stage.factor**3 + 2 + len(modalities)
+            tissues = options.pop("tissues")
+            super().__init__(modalities, stage, network_factor=32, width=3 * options["features"][0])
+            self.tissues = Segmenter(tissues)
+            told = stage.channels + (1 + 2 * len(CLASSES)) * stage.factor**3 + 2 + len(modalities)
             self.unet = build_unet(told, stage.channels, **options)
             # logarithm of how far the targets are from what the source tells of them, by channel of the latents
             self.log_spread = nn.Parameter(torch.full((stage.channels,), -0.7))
@@ -195,7 +203,10 @@ class MidiffusionTranslator(Translator):
                 image = slices_of(image)
             parts = [local_mutual_information(part, part, **PUBLISHED) for part in image.split(SLICES)]
             return Condition(torch.cat(parts), image)
-        return Condition(pixelunshuffle(image, 3, self.first_stage.factor), image)
+        with torch.no_grad():  # the segmenter has learned before
+            shares = tissue_shares(self.tissues, image)
+            seen = torch.cat([image, shares, refine_tissues(shares, image)], dim=1)
+        return Condition(pixelunshuffle(seen, 3, self.first_stage.factor), image)
 
     def clean(self, x: torch.Tensor, condition: Condition, t: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Estimate of the clean latents, float32, from x_t (1, C, x, y, z) at the times ``t`` (1,), 0 to T - 1.
