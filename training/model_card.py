@@ -36,8 +36,8 @@ SEGMENTER_LIMITS = """\
 - The segmenter is for comparing images, not for volumetry or for finding lesions: it has seen simulated heads alone."""
 PARTS = {
     "midiffusion": (
-        "Zero-shot synthesis (`midiffusion`), and the segmenter in it, saw images of its targets alone; in the place of "
-        "sources they saw them in made-up contrasts of their tissues."
+        "Zero-shot synthesis (`midiffusion`), and the segmenter in it, saw images of its targets alone; in the place "
+        "of sources they saw them in made-up contrasts of their tissues."
     ),
     "segmenter": "The segmenter saw single images with their tissues.",
     "classifier": "The classifier of contrasts saw single images with their names.",

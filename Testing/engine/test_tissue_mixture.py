@@ -58,10 +58,10 @@ def test_a_coil_that_doubles_the_brightness_across_the_head_is_followed(tissues,
     image = painted(tissues, (0.2, 0.4, 0.6), noise=0.01) * torch.linspace(0.7, 1.4, SIZE)
     assert 0.7 * 0.6 < 1.4 * 0.4
     found = []
-    for coil in (8.0, 200.0):  # a quarter of this head, as the setting is of a true one; one brightness everywhere
+    for coil in (8.0, 60.0):  # a quarter of this head, as the setting is of a true one; one brightness everywhere
         monkeypatch.setattr(tissue_mixture, "COIL", coil)
         found.append(right(refine_tissues(unsure, image, rounds=10), tissues))
-    assert found[0] > 0.96 > 0.92 > found[1]
+    assert found[0] > 0.96 and found[1] < 0.92
 
 
 def test_neither_inversion_nor_gain_nor_offset_changes_what_is_found(tissues, unsure):
