@@ -152,6 +152,8 @@ def translator_options(method: str, configuration: dict[str, Any]) -> dict[str, 
     if method == "midiffusion":
         own = configuration["midiffusion"]
         unet = dict(networks["midiffusion"][own["mode"]])
+        if own["mode"] == "guided":
+            unet["tissues"] = configuration["segmenter"]["width"]  # whose weights it takes over
         chosen = {key: own[key] for key in _ZERO_SHOT}
         return {"modalities": list(own["targets"]), "first_stage": unet.pop("first_stage"), "unet": unet} | chosen
     chosen = {key: configuration["diffusion"][key] for key in ("mode", "steps", "sigma", "eta")}

@@ -18,7 +18,6 @@ _LARGE_MIDIFFUSION: dict[str, dict[str, Any]] = {
     "guided": {
         "first_stage": {"kind": "haar", "levels": 0},
         "features": [32, 64, 128, 256, 320, 32],
-        "tissues": 64,
     },
     "published": {
         "first_stage": {"kind": "haar", "levels": 0},
@@ -98,7 +97,6 @@ CONFIGURATIONS: dict[str, dict[str, dict[str, Any]]] = {
             "guided": {
                 "first_stage": {"kind": "haar", "levels": 0},
                 "features": [16, 32, 64, 64, 64, 16],
-                "tissues": 32,
             },
             "published": {
                 "first_stage": {"kind": "haar", "levels": 0},
