@@ -8,8 +8,9 @@ together (Wang et al. 2023, 2024). At every voxel, over the window's voxels i, w
     I = H(a) + H(b) - H(a, b),          H = -sum p log p
 
 The means are box filters, one axis after the other. The joint histogram is never held as a whole: bin after bin of the
-first image is filtered, and filtered again in the backward pass. Where one figure for a whole image is meant, use
-MONAI's ``GlobalMutualInformationLoss``.
+first image is filtered, and filtered again in the backward pass. Weights are at least exp(FLOOR): a processor takes
+several times as long for the tiny products of smaller ones. Where one figure for a whole image is meant, use MONAI's
+``GlobalMutualInformationLoss``.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from .windows import MatrixSums, ShiftedSums, window_sums
+
 TINY = 1e-12  # smallest count: the logarithm and its gradient stay finite
+FLOOR = -40.0  # smallest logarithm of a weight beside the largest
 SMALL = 1e-6  # smallest entropy to divide by, and smallest count of a window that is not empty
 
 PUBLISHED = MappingProxyType(
@@ -160,7 +164,9 @@ def _weights(
     position = (image.to(torch.promote_types(image.dtype, torch.float32)) - low) * (bins / (high - low))
     centres = torch.arange(bins, device=image.device).view(-1, *[1] * (image.ndim - 2)) + 0.5
     exponent = -0.5 * ((position - centres) / width).square()
-    return exponent.softmax(1) if partition else exponent.exp()
+    if not partition:
+        return exponent.clamp_(min=FLOOR).exp_()
+    return (exponent - exponent.amax(1, keepdim=True)).clamp(min=FLOOR).softmax(1)
 
 
 def _information(
@@ -173,26 +179,28 @@ def _information(
     corrected: bool,
 ) -> torch.Tensor:
     """Map of the mutual information of two images, given their weights (B, bins, *spatial), 0 where not ``both``."""
-    bands = _bands(a, window, stride)
+    box = window_sums(a.shape[2:], window, stride, a)
+    a, b = box.lay_out(a), box.lay_out(b)
 
     def marginal(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | float]:
         """Entropy and, for the bias, f."""
-        counts = _box_sum(x, bands)
+        counts = box(x)
         entropy = _entropy(_plogp(counts), counts.sum(1, keepdim=True))
         if not corrected:
             return entropy, 0.0
-        return entropy, (_box_sum(x.square(), bands) / counts.clamp_min(TINY)).sum(1, keepdim=True) - 1
+        return entropy, (box(x.square()) / counts.clamp_min(TINY)).sum(1, keepdim=True) - 1
 
     (h_a, f_a), (h_b, f_b) = marginal(a), marginal(b)
-    rows = sum(_Row.apply(a_k, b, bands) for a_k in a.split(1, dim=1))
-    total = _box_sum(a.sum(1, keepdim=True) * b.sum(1, keepdim=True), bands)
+    rows = sum(_Row.apply(a_k, b, box) for a_k in a.split(1, dim=1))
+    total = box(a.sum(1, keepdim=True) * b.sum(1, keepdim=True))
     information = h_a + h_b - _entropy(rows, total)
     if corrected:
-        bias = f_a * f_b / (2 * (_box_sum(both.to(a.dtype), bands) - 1).clamp_min(1))
+        voxels = box(box.lay_out(both.to(a.dtype)))
+        bias = f_a * f_b / (2 * (voxels - 1).clamp_min(1))
         information = (information - bias) * (1 + bias / torch.minimum(h_a, h_b).clamp_min(SMALL))
     if normalised:
         information = 2 * information / (h_a + h_b).clamp_min(SMALL)
-    return torch.where(total > SMALL, information, 0)
+    return box.restore(torch.where(total > SMALL, information, 0))
 
 
 class _Row(torch.autograd.Function):
@@ -202,17 +210,17 @@ class _Row(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, a_k: torch.Tensor, b: torch.Tensor, bands: list[torch.Tensor]) -> torch.Tensor:
+    def forward(ctx: Any, a_k: torch.Tensor, b: torch.Tensor, box: MatrixSums | ShiftedSums) -> torch.Tensor:
         ctx.save_for_backward(a_k, b)
-        ctx.bands = bands
-        return _plogp(_box_sum(a_k * b, bands))
+        ctx.box = box
+        return _plogp(box(a_k * b))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
         a_k, b = ctx.saved_tensors
-        slope = _box_sum(a_k * b, ctx.bands).clamp_min_(TINY).log_().add_(1).mul_(gradient)
-        slope = _box_sum(slope, [band.T for band in ctx.bands])
+        slope = ctx.box(a_k * b).clamp_min_(TINY).log_().add_(1).mul_(gradient)
+        slope = ctx.box.adjoint(slope)
         for_a = (slope * b).sum(1, keepdim=True) if ctx.needs_input_grad[0] else None
         return for_a, slope.mul_(a_k) if ctx.needs_input_grad[1] else None, None
 
@@ -226,17 +234,3 @@ def _entropy(plogp: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
     """-sum p log p with p = c / total."""
     total = total.clamp_min(TINY)
     return total.log() - plogp / total
-
-
-def _bands(image: torch.Tensor, window: int, stride: int) -> list[torch.Tensor]:
-    """For each axis the matrix (centres, voxels) with 1 where the voxel lies in the window around the centre."""
-    voxels = [torch.arange(n, device=image.device) for n in image.shape[2:]]
-    return [((v[::stride, None] - v).abs() <= window // 2).to(image.dtype) for v in voxels]
-
-
-def _box_sum(x: torch.Tensor, bands: list[torch.Tensor]) -> torch.Tensor:
-    """Sums over windows, axis after axis; products with matrices are faster here than pooling and running sums."""
-    *others, last = bands
-    for axis, band in enumerate(others, start=2):
-        x = (band @ x.flatten(axis + 1)).unflatten(-1, x.shape[axis + 1 :])
-    return x @ last.T
