@@ -112,7 +112,8 @@ def run_stage(stage: str, configuration: dict[str, Any], run: Path, max_minutes:
 def begin_with(model: nn.Module, initial: Path, stage: str) -> None:
     """Load what a stage begins with: the averaged weights that another run, or a package, has of the same stage.
 
-    The diffusion takes the denoiser alone; MS-SPADE and the first stage are those of its own run.
+    The diffusion takes the denoiser alone, and zero-shot translation all but its segmenter; MS-SPADE, the first stage
+    and the segmenter are those of its own run.
 
     Raises:
         InputError: there are no such weights, or they are of other networks.
@@ -124,9 +125,8 @@ def begin_with(model: nn.Module, initial: Path, stage: str) -> None:
         weights = averaged_weights(path)[0]
     else:
         raise InputError(f"'{initial}' ('initial') is neither a package nor a run that has trained '{stage}'.")
-    if stage == "diffusion":
-        own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("denoiser.")}
-        weights = {name: tensor for name, tensor in weights.items() if name.startswith("denoiser.")} | own
+    taken_over = {"diffusion": ("first_stage.", "spade.", "spread"), "midiffusion": ("tissues.",)}.get(stage, ())
+    weights |= {name: tensor for name, tensor in model.state_dict().items() if name.startswith(taken_over)}
     load_weights(model, weights, initial)
 
 

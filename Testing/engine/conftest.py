@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pydicom
@@ -82,3 +83,64 @@ def real_data():
     if not folder.is_dir():
         pytest.skip("no real scans: set MMS_DATA to their folder")
     return folder
+
+
+@pytest.fixture
+def small_model() -> SimpleNamespace:
+    """What ``write_package`` takes for a model of a few random tensors, which a test may change as it likes; and
+    ``write``, a function: folder, what takes the place of the model's own -> the package written there.
+    """
+    import torch
+
+    from MissingModalitySynthLib.package_store import write_package
+
+    generator = torch.Generator().manual_seed(7)
+    aldm = {f"block.{i}.weight": torch.randn(10, 12, generator=generator) for i in range(5)}
+    content = {
+        "metadata": {
+            "version": "0.1.0",
+            "changelog": {"0.1.0": "first"},
+            "name": "A small model",
+            "task": "synthesis of T2 and FLAIR from T1",
+            "description": "For tests.",
+            "authors": "The makers",
+            "copyright": "The makers",
+            "license": "Apache-2.0",
+            "intended_use": "Tests only.",
+            "data_source": "Random numbers.",
+            "network_data_format": {"inputs": {}, "outputs": {}},
+            "sources": ["T1"],
+            "targets": ["T2", "FLAIR"],
+            "spacing_mm": [1, 1, 1.5],
+            "intensity_range": [-1, 1],
+            "percentiles": [0.5, 99.5],
+        },
+        "networks": {
+            "default_method": "aldm",
+            "methods": {"aldm": {"channels": [8, 16], "norm": {"eps": 1e-5}}, "regression": {"depth": 3}},
+        },
+        "tensors": {
+            "aldm": aldm | {"steps": torch.arange(4)},
+            "regression": {"bias": torch.randn(6, generator=generator)},
+        },
+        "model_card": "# A small model\n",
+        "licence": "Apache-2.0\n",
+    }
+
+    def write(folder, **changes):
+        return write_package(folder, **content | changes)
+
+    return SimpleNamespace(**content, write=write)
+
+
+@pytest.fixture
+def micro(tmp_path, small_model) -> Path:
+    """Folder of the small model's package, named "micro"."""
+    return small_model.write(tmp_path / "micro").path
+
+
+@pytest.fixture
+def user_models(tmp_path, monkeypatch) -> Path:
+    """The folder for the user's packages, which is not there yet."""
+    monkeypatch.setenv("MISSING_MODALITY_SYNTH_MODELS", str(tmp_path / "user"))
+    return tmp_path / "user"

@@ -14,46 +14,17 @@ from hypothesis import strategies as st
 from MissingModalitySynthLib import model_package
 from MissingModalitySynthLib.errors import ModelPackageError
 from MissingModalitySynthLib.model_package import find_package, list_packages, load_package, user_folder, verify
-from MissingModalitySynthLib.package_store import install_package, remove_package, write_package
+from MissingModalitySynthLib.package_store import install_package, remove_package
 
-TEXT_KEYS = ("version", "name", "task", "description", "authors", "copyright", "license", "intended_use", "data_source")
-METADATA = dict.fromkeys(TEXT_KEYS, "some text") | {
-    "changelog": {},
-    "network_data_format": {},
-    "sources": ["T1"],
-    "targets": ["T2"],
-    "spacing_mm": [1, 1, 1],
-    "intensity_range": [-1, 1],
-    "percentiles": [0.5, 99.5],
-}
 FIND_BUNDLED_FOLDER = model_package.bundled_folder  # the tests put another one in its place
 
 
-def write(folder: Path, model_card: str = "# A small model\n", replace: bool = False) -> model_package.ModelPackage:
-    weights = torch.linspace(-1, 1, 300)
-    return write_package(
-        folder,
-        metadata=METADATA,
-        networks={"default_method": "regression", "methods": {"regression": {}}},
-        tensors={"regression": {"weight": weights}},
-        model_card=model_card,
-        licence="Apache-2.0\n",
-        replace=replace,
-    )
-
-
 @pytest.fixture(autouse=True)
-def models(tmp_path, monkeypatch) -> Path:
+def models(tmp_path, monkeypatch, user_models, small_model) -> Path:
     """An empty folder for the user's packages, and one bundled package named ``bundled``."""
-    monkeypatch.setenv("MISSING_MODALITY_SYNTH_MODELS", str(tmp_path / "user"))
     monkeypatch.setattr(model_package, "bundled_folder", lambda: tmp_path / "bundled models")
-    write(tmp_path / "bundled models" / "bundled")
-    return tmp_path / "user"
-
-
-@pytest.fixture
-def micro(tmp_path) -> Path:
-    return write(tmp_path / "micro").path
+    small_model.write(tmp_path / "bundled models" / "bundled")
+    return user_models
 
 
 def zip_of(folder: Path, target: Path, prefix: str | None = None) -> Path:
@@ -83,9 +54,9 @@ def test_a_package_is_installed_found_and_removed(micro, models, form):
         find_package("micro")
 
 
-def test_an_installed_package_is_replaced_only_on_request(micro):
+def test_an_installed_package_is_replaced_only_on_request(micro, small_model):
     old = install_package(micro)
-    new = write(micro, model_card="# Second edition\n", replace=True)
+    new = small_model.write(micro, model_card="# Second edition\n", replace=True)
     with pytest.raises(ModelPackageError, match="there already"):
         install_package(micro)
     assert find_package("micro").digest == old.digest
@@ -114,12 +85,12 @@ def test_junk_of_file_managers_is_not_installed(micro, models):
     assert [path.name for path in models.iterdir()] == ["micro"]
 
 
-def test_bundled_packages_are_neither_replaced_nor_removed(tmp_path):
+def test_bundled_packages_are_neither_replaced_nor_removed(tmp_path, small_model):
     bundled = find_package("bundled")
     with pytest.raises(ModelPackageError, match="cannot be removed"):
         remove_package("bundled")
     with pytest.raises(ModelPackageError, match="cannot be replaced"):
-        install_package(write(tmp_path / "bundled").path, replace=True)
+        install_package(small_model.write(tmp_path / "bundled").path, replace=True)
     assert verify("bundled") == bundled
 
 
@@ -147,15 +118,15 @@ def test_a_damaged_package_is_listed_with_its_problem_and_can_be_removed(micro, 
 
 
 @pytest.mark.parametrize("name", ["modèle cérébral 脳", "m" * 100])
-def test_non_ascii_names_and_long_paths_work(tmp_path, monkeypatch, name):
+def test_non_ascii_names_and_long_paths_work(tmp_path, monkeypatch, small_model, name):
     deep = tmp_path.joinpath("ü" * 60, "b" * 60, "c c" * 20)
     monkeypatch.setenv("MISSING_MODALITY_SYNTH_MODELS", str(deep))
-    package = write(deep / "source" / name)
+    package = small_model.write(deep / "source" / name)
     assert len(str(package.path)) > 200
     for source in (package.path, zip_of(package.path, deep / "source" / "package.zip")):
         installed = install_package(source, replace=True)
         assert (installed.name, installed.digest) == (name, package.digest)
-        assert torch.equal(find_package(name).weights()["weight"], package.weights()["weight"])
+        assert torch.equal(find_package(name).weights()["block.0.weight"], package.weights()["block.0.weight"])
 
 
 def test_a_source_that_is_not_there_is_refused(tmp_path):

@@ -84,6 +84,19 @@ def test_a_generator_that_changes_nothing_gives_the_source_back_on_its_own_grid(
     np.testing.assert_allclose(made[inside] / 2, ((array - low) / (high - low))[inside], atol=0.01)
 
 
+@pytest.mark.parametrize(("count", "kept"), [(None, range(40)), (8, range(16, 24)), (100, range(40))])
+def test_a_slab_is_the_middle_of_the_head_where_it_lay(benchmark, count, kept):
+    array = np.zeros((4, 5, 40), np.float32)
+    array[:, :, 10:30] = np.arange(20) + 1
+    volume = Volume(array, Geometry(array.shape, (1.0, 1.0, 2.0), (5.0, 6.0, 7.0), np.diag((-1.0, 1.0, 1.0))), "head")
+    case = Case("someone", {"PD": volume}, {"T1": volume}, mask=array > 0, tissues=array.astype(np.uint8))
+    slab = benchmark("zero_shot").slab_of(case, count)
+    for cut in (slab.sources["PD"], slab.targets["T1"]):
+        np.testing.assert_array_equal(cut.array, array[:, :, kept])
+        np.testing.assert_allclose(cut.geometry.index_to_world((1, 2, 0)), (4.0, 8.0, 7.0 + 2 * kept[0]))
+    assert slab.mask.shape == slab.tissues.shape == slab.sources["PD"].array.shape
+
+
 def test_the_table_has_means_over_heads_and_a_row_for_each_contender(benchmark):
     zero_shot = benchmark("zero_shot")
     common = {"kind": "simulated", "source": "PD", "seconds": 2.0}

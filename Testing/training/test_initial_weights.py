@@ -42,6 +42,18 @@ def test_a_stage_without_learning_keeps_the_weights_that_it_began_with(stage, ea
     assert changed <= {"spread"}  # which the diffusion measures anew
 
 
+def test_zero_shot_translation_begins_with_an_earlier_unet_and_the_segmenter_of_its_own_run(tmp_path):
+    for name, overrides in (("first", ["seed=1"]), ("second", [f"initial={tmp_path / 'first'}", "seed=2"])):
+        run_stage("segmenter", configuration(*overrides), tmp_path / name)
+        run_stage("midiffusion", configuration(*overrides, "optimizer.learning_rate=0"), tmp_path / name)
+    first, second = (averaged_weights(tmp_path / name / "midiffusion" / CHECKPOINT)[0] for name in ("first", "second"))
+    changed = {name for name in first if not torch.equal(first[name], second[name])}
+    assert changed
+    assert all(name.startswith("tissues.") for name in changed)
+    segmenter = averaged_weights(tmp_path / "second" / "segmenter" / CHECKPOINT)[0]
+    assert all(torch.equal(second[f"tissues.{name}"], tensor) for name, tensor in segmenter.items())
+
+
 @pytest.mark.parametrize("stage", ["regression", "spade", "diffusion"])
 def test_a_package_gives_the_weights_of_its_run_rounded_to_half_precision(stage, earlier):
     model = build_stage(stage, configuration()).model
