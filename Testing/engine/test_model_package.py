@@ -70,14 +70,18 @@ def test_the_same_content_gives_the_same_digest_and_other_weights_another(tmp_pa
 
 def test_tensors_that_share_memory_are_written(tmp_path, small_model):
     weight = torch.ones(3, 4, dtype=torch.float16)
-    package = small_model.write(tmp_path / "tied", tensors=small_model.tensors | {"regression": {"a": weight, "b": weight.T}})
+    package = small_model.write(
+        tmp_path / "tied", tensors=small_model.tensors | {"regression": {"a": weight, "b": weight.T}}
+    )
     assert package.weights("regression")["b"].shape == (4, 3)
 
 
 @pytest.mark.parametrize("value", [1e6, float("nan")])
 def test_weights_that_float16_cannot_hold_are_not_written(tmp_path, small_model, value):
     with pytest.raises(ModelPackageError, match="not finite as float16"):
-        small_model.write(tmp_path / "overflow", tensors=small_model.tensors | {"regression": {"bias": torch.tensor([value])}})
+        small_model.write(
+            tmp_path / "overflow", tensors=small_model.tensors | {"regression": {"bias": torch.tensor([value])}}
+        )
     assert not (tmp_path / "overflow").exists()
 
 
@@ -90,10 +94,14 @@ def test_weights_that_float16_cannot_hold_are_not_written(tmp_path, small_model,
         (["aldm", "../escaped"], ["aldm", "../escaped"], "plain name"),
     ],
 )
-def test_methods_without_tensors_or_with_unsafe_names_are_not_written(tmp_path, small_model, methods, trained, sentence):
+def test_methods_without_tensors_or_with_unsafe_names_are_not_written(
+    tmp_path, small_model, methods, trained, sentence
+):
     networks = {"default_method": "aldm", "methods": {name: {} for name in methods}}
     with pytest.raises(ModelPackageError, match=sentence):
-        small_model.write(tmp_path / "no", networks=networks, tensors=dict.fromkeys(trained, small_model.tensors["aldm"]))
+        small_model.write(
+            tmp_path / "no", networks=networks, tensors=dict.fromkeys(trained, small_model.tensors["aldm"])
+        )
     assert not (tmp_path / "no").exists()
 
 
@@ -156,7 +164,9 @@ def test_a_package_says_which_targets_each_method_makes_and_which_sources_it_tak
     networks = {"default_method": "regression", "methods": {"regression": {}, "midiffusion": {}}}
     weights = dict.fromkeys(("regression", "midiffusion"), small_model.tensors["regression"])
     zero_shot = {"zero_shot": {"targets": ["PD"]}}
-    both = small_model.write(tmp_path / "both", metadata=small_model.metadata | zero_shot, networks=networks, tensors=weights)
+    both = small_model.write(
+        tmp_path / "both", metadata=small_model.metadata | zero_shot, networks=networks, tensors=weights
+    )
     assert (both.targets_of("regression"), both.targets_of("midiffusion")) == (("T2", "FLAIR"), ("PD",))
     assert both.methods_from(["T1"]) == ("regression", "midiffusion")
     assert both.methods_from(["T1", "other"]) == both.methods_from(["PD"]) == ("midiffusion",)
