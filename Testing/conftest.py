@@ -1,5 +1,6 @@
 """Fixtures that all tests share."""
 
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,6 +37,15 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """The folder of real scans for development; tests that need it are skipped where it is absent."""
+    folder = Path(os.environ.get("MMS_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip("no real scans: set MMS_DATA to their folder")
+    return folder
 
 
 @pytest.fixture(scope="session")

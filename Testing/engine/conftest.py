@@ -1,6 +1,5 @@
 """Fixtures that the engine's tests share."""
 
-import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -74,15 +73,6 @@ def write_dicom_series():
         return series
 
     return write
-
-
-@pytest.fixture(scope="session")
-def real_data():
-    """The folder of real scans for development; tests that need it are skipped where it is absent."""
-    folder = Path(os.environ.get("MMS_DATA", Path(__file__).parents[3] / "shared" / "data"))
-    if not folder.is_dir():
-        pytest.skip("no real scans: set MMS_DATA to their folder")
-    return folder
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """Scans in closed form and data sets in the layouts of the field, for the tests of training."""
 
-import os
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -86,12 +84,3 @@ def said():
     """A `report` that remembers: `said.report`, `said.lines`."""
     lines = []
     return SimpleNamespace(report=lines.append, lines=lines)
-
-
-@pytest.fixture(scope="session")
-def real_data():
-    """The folder of real scans for development; tests that need it are skipped where it is absent."""
-    folder = Path(os.environ.get("MMS_DATA", Path(__file__).parents[3] / "shared" / "data"))
-    if not folder.is_dir():
-        pytest.skip("no real scans: set MMS_DATA to their folder")
-    return folder
