@@ -22,7 +22,7 @@ from .simulation.simulator import Simulation, simulate
 SOURCE_COUNTS = (0.65, 0.25, 0.10)
 GAIN_JITTER = 0.12
 BLACK_CHANCE, BLACK_LEVEL = 0.3, 0.25
-LIFT_CHANCE, LIFT = 0.2, (0.4, 1.0)  # exponents
+LIFT_CHANCE, LIFT = 0.4, (0.4, 1.0)  # exponents
 KEPT_CASES = 8  # at most so many heads of a small data set are kept in memory
 
 

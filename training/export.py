@@ -20,7 +20,7 @@ from .checkpoint import read_checkpoint, with_prefix
 from .classifier import ranges
 from .configuration import DEFAULTS, STAGES
 from .logbook import read_log
-from .model_card import INTENDED_USE, PARTS, data_source, part_sources, trained_subjects, write_card
+from .model_card import INTENDED_USE, PARTS, data_source, part_sources, simulated, trained_subjects, write_card
 from .stages import CHECKPOINT, is_ablated, translator_options
 
 # What the last stage of a method makes. Runs may also have trained MS-SPADE and bridge together in "aldm".
@@ -112,6 +112,8 @@ def export(
     if ZERO_SHOT in methods:
         about["zero_shot"] = {"targets": zero_shot}
         makes.append(f"{'any' if paired else 'Any'} single contrast to {', '.join(zero_shot)}")
+    if simulated(main):
+        about["shading"] = "removed"  # simulated targets have none
     title = f"MissingModalitySynth {output.name}"
     version, changelog = _next_version(output)
     card = write_card(

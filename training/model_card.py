@@ -76,12 +76,12 @@ def write_card(
         InputError: an evaluation cannot be read.
     """
     apart = dict(parts or {})
-    limits = [LIMITS, *[SIMULATION_LIMITS] * _simulated(recipes), *[ZERO_SHOT_LIMITS] * ("midiffusion" in apart)]
+    limits = [LIMITS, *[SIMULATION_LIMITS] * simulated(recipes), *[ZERO_SHOT_LIMITS] * ("midiffusion" in apart)]
     limits += [SEGMENTER_LIMITS] * ("segmenter" in apart)
     said = [f"# {title}", "## Intended use", INTENDED_USE]
     said += ["## Training data", data_source(recipes, trained), *part_sources(apart, data_source(recipes, trained))]
     said.append(citations(sorted({*trained, *(name for each in apart.values() for name in trained_subjects(each))})))
-    if _simulated(recipes):
+    if simulated(recipes):
         said += ["## Simulated protocols", _protocols(recipes[-1]["data"]["pathology"])]
     said += ["## Training", stages]
     said += [_results(path, trained) for path in evaluations]
@@ -228,5 +228,6 @@ def _data_source(data: Mapping[str, Any], trained: Sequence[str]) -> str:
     return " ".join(parts)
 
 
-def _simulated(recipes: Sequence[Mapping[str, Any]]) -> bool:
+def simulated(recipes: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether simulated heads were among what was learned from."""
     return any(not recipe["data"]["real"] or recipe["data"]["real_share"] < 1 for recipe in recipes)

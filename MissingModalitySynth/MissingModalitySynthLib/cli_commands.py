@@ -68,6 +68,7 @@ def synthesize(arguments: argparse.Namespace, console: Console, cancelled: Cance
             samples=arguments.samples,
             seed=arguments.seed,
             device=arguments.device,
+            shading=not arguments.no_shading,
             keep_last_good=arguments.keep_last_good,
         )
     )

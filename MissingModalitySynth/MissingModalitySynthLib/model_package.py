@@ -19,7 +19,8 @@ with a segmenter has its keywords as ``"segmenter"`` in networks.json, and in me
 ``classes`` that it tells and the ``contrasts`` that it was trained on, null for all. One that can tell what is unlike
 its training has a ``"classifier"`` in networks.json and ``"trained_on"`` in metadata.json: the largest distance of
 slices and of voxels within one (``slice_mm``, ``pixel_mm``), the range of the head's extent along R, A and S
-(``extent_mm``), and by contrast those of the quantiles of the intensities in the head (see ``input_range``).
+(``extent_mm``), and by contrast those of the quantiles of the intensities in the head (see ``input_range``). One
+whose training had targets without the shading of coils says ``"shading": "removed"`` (see ``shading``).
 
 Writing, installing and removing packages is in ``package_store``. Importing this module does not import torch.
 """
@@ -119,6 +120,11 @@ class ModelPackage:
     def trained_on(self) -> dict[str, Any] | None:
         """The ranges of what the model was trained on, None if the package does not know them."""
         return self.metadata.get("trained_on")
+
+    @property
+    def unshaded(self) -> bool:
+        """Whether the model makes images without the shading of coils."""
+        return self.metadata.get("shading") == "removed"
 
     @property
     def has_segmenter(self) -> bool:

@@ -176,6 +176,7 @@ def check_metadata(name: str, metadata: Mapping[str, Any]) -> None:
         need(classes == list(CLASSES), f"classes of {SEGMENTER}", f"the list {', '.join(CLASSES)}")
     if (trained := metadata.get("trained_on")) is not None:
         need(_is_training_range(trained), "trained_on", "an object of rising ranges")
+    need(metadata.get("shading") in (None, "removed"), "shading", '"removed", or not there')
     for key in ("changelog", "network_data_format"):
         need(isinstance(metadata.get(key), dict), key, "an object")
     need(min(numbers("spacing_mm", 3)) > 0, "spacing_mm", "greater than 0")

@@ -28,6 +28,8 @@ class Request:
         samples: with more than one, the result is their mean, and their standard deviation is returned too.
         seed: equal requests with equal seeds give equal voxels on the same machine.
         device: see :func:`~.device.choose_device`.
+        shading: the results get the coil's shading of the sources, where the model makes images without any (see
+            ``shading``); False: they do not.
         keep_last_good: where guidance diverges, the result is the last good estimate, and a notice and the provenance
             say so; else it is an error.
     """
@@ -41,6 +43,7 @@ class Request:
     samples: int = 1
     seed: int = 0
     device: str = "auto"
+    shading: bool = True
     keep_last_good: bool = False
 
 
@@ -78,9 +81,9 @@ def checked(request: Request) -> Request:
                 each for each in able if name in package.targets_of(each) and (each != ZERO_SHOT or len(sources) == 1)
             ]
             advice = f" by the method '{method}'; the method '{others[0]}' can" if others else ""
-            raise InputError(
-                f"The package '{package.name}' cannot make {name}, only {_list(package.targets_of(method))}{advice}."
-            )
+            made = _list(package.targets_of(method))
+            unlisted = f" from {shown_name(OTHER)}" if OTHER in sources and name in package.targets else ""
+            raise InputError(f"The package '{package.name}' cannot make {name}{unlisted}, only {made}{advice}.")
     for option, value, limit in (("steps", request.steps, 1000), ("samples", request.samples, 100)):
         if value is not None and not 1 <= value <= limit:
             raise InputError(f"The number of {option} must be between 1 and {limit}, not {value}.")

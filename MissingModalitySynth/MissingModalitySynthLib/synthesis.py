@@ -26,6 +26,7 @@ from .model_package import ModelPackage
 from .package_format import ZERO_SHOT
 from .progress import Progress, Run
 from .request import Request, checked
+from .shading import shared_shading
 from .translators import Translator, build_translator
 from .volume import Volume
 
@@ -40,7 +41,7 @@ class Result:
 
     Attributes:
         volumes: by target: float32, on the reference's exact grid, 0 where the sources show no head, and at most as
-            bright as the reference: its 99.5th percentile, counted from its background.
+            bright as the reference: its 99.5th percentile, counted from its background, times the shading.
         deviations: by target, if samples > 1: the standard deviation over the samples, in the same units.
         provenance: by target: everything that is needed to tell where the volume came from, as plain data.
         seconds: by stage.
@@ -128,13 +129,15 @@ def synthesize(
 
 @dataclass(frozen=True)
 class _Prepared:
-    """Sources on the canonical grid, scaled to [-1, 1], and the way back; the masks of the head on both grids."""
+    """Sources on the canonical grid, scaled to [-1, 1], and the way back; the masks of the head on both grids; the
+    shading that results get, None for none."""
 
     grid: CanonicalGrid
     images: dict[str, torch.Tensor]
     intensities: IntensityRange
     mask: np.ndarray
     native_mask: np.ndarray
+    shading: np.ndarray | None
 
 
 class _Made(NamedTuple):
@@ -190,7 +193,10 @@ def _prepare(request: Request, multiple: int) -> _Prepared:
         images[modality] = torch.from_numpy(image)[None, None]
     mask = ndimage.binary_dilation(mask, iterations=_MASK_MARGIN)
     native_mask = from_canonical(mask, grid).array > _INSIDE
-    return _Prepared(grid, images, intensities, mask, native_mask)
+    shading = None
+    if request.shading and request.package.unshaded:
+        shading = shared_shading((image[0, 0].numpy() for image in images.values()), mask, grid.geometry.spacing)
+    return _Prepared(grid, images, intensities, mask, native_mask, shading)
 
 
 def _check_anatomy(volume: Volume, head: np.ndarray) -> None:
@@ -275,7 +281,9 @@ def _translate(
 
 
 def _to_native(values: np.ndarray, what: str, request: Request, prepared: _Prepared) -> Volume:
-    """From [-1, 1] on the canonical grid to the reference's units on its grid."""
+    """From [-1, 1] on the canonical grid to the reference's units on its grid, shaded."""
+    if prepared.shading is not None:
+        values = (values + 1) * prepared.shading - 1
     array = np.where(prepared.mask, unscale(values, prepared.intensities), 0)
     native = from_canonical(array, prepared.grid).array * prepared.native_mask
     name = f"{what} (synthetic from {' + '.join(map(shown_name, request.sources))})"
@@ -294,6 +302,7 @@ def _provenance(request: Request, target: str, translator: Translator, device: t
         "steps": _steps(request, translator),
         "samples": request.samples if translator.stochastic else 1,
         "seed": request.seed,
+        "shading": "of the sources" if request.shading and request.package.unshaded else "of the model",
         "package": request.package.name,
         "package_version": request.package.metadata["version"],
         "package_sha256": request.package.digest,

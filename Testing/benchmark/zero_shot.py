@@ -98,7 +98,9 @@ def by_slices(run: Path) -> Contender:
 
 def zero_shot_model(run: Path, **changes: Any) -> MidiffusionTranslator:
     """The averaged translator of a run, with options of its sampler changed."""
-    settings = read_checkpoint(run / "midiffusion" / "checkpoint.safetensors", prefix="no tensor")[1]["configuration"]
+    width = "average.tissues.final_conv.weight"  # of the segmenter, which is a stage of its own
+    weights, state = read_checkpoint(run / "midiffusion" / "checkpoint.safetensors", prefix=width)
+    settings = {"segmenter": {"width": weights[width].shape[1]} if weights else {}} | state["configuration"]
     settings["midiffusion"] |= changes
     return channels_last(load_translator("midiffusion", settings, run))
 

@@ -136,6 +136,7 @@ def test_a_newer_format_asks_for_a_newer_program(micro):
         ("spacing_mm", [1, 1, float("nan")]),
         ("intensity_range", [1, -1]),
         ("percentiles", [0.5, 101]),
+        ("shading", "kept"),
         ("format_version", "1"),
         ("license", ""),
         ("intended_use", None),

@@ -147,6 +147,27 @@ def test_sources_on_different_grids_are_used_together(smooth_head, head, package
     assert not np.array_equal(both.volumes["T2"].array, voxels(request_for(head, package)))
 
 
+def test_a_model_without_shading_gets_that_of_its_sources_unless_it_is_not_wanted(head, tmp_path):
+    methods = {"regression": COMMON | {"unet": {"features": [16] * 6}}}
+    plain = package_of(tmp_path / "plain", **methods)
+    unshaded = package_of(tmp_path / "unshaded", metadata={"shading": "removed"}, **methods)
+    ramp = np.linspace(0.8, 1.2, head.array.shape[0], dtype=np.float32)[:, None, None]
+    head = replace(head, array=head.array * ramp)
+    made = voxels(request_for(head, plain))
+    np.testing.assert_array_equal(voxels(request_for(head, unshaded, shading=False)), made)
+    result = synthesize(request_for(head, unshaded))
+    shaded = result.volumes["T2"].array
+    shown = made > 0
+    ratio = np.log(shaded[shown] / made[shown])
+    assert 0.005 < ratio.std() < 0.3
+    assert abs(ratio.mean()) < 0.05
+    steps = np.diff(
+        np.where(shown & (shaded > 0), np.log(np.maximum(shaded, 1e-6) / np.maximum(made, 1e-6)), np.nan), axis=0
+    )
+    assert np.nanmax(abs(steps)) < 0.1  # smooth
+    assert result.provenance["T2"]["shading"] == "of the sources"
+
+
 class Identity(Translator):
     """Networks that return their source."""
 

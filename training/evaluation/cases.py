@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
 import torch
-from scipy import ndimage
 from skimage.filters import threshold_multiotsu
 from torch import nn
 
@@ -20,6 +18,7 @@ from MissingModalitySynthLib.canonical import CanonicalGrid, canonical_grid, fro
 from MissingModalitySynthLib.errors import InputError
 from MissingModalitySynthLib.intensity import head_mask, normalise
 from MissingModalitySynthLib.segmentation import CLASSES
+from MissingModalitySynthLib.shading import estimate_field
 from MissingModalitySynthLib.volume import Geometry, Volume
 from MissingModalitySynthLib.volume_io import read_volume
 
@@ -36,7 +35,6 @@ HEAD_MM = (192, 224, 192)  # along R, A, S: a simulated head with air around it,
 _HELD_OUT = 1 << 41  # number of the first simulated head, far behind those of any training
 _RAS_IN_LPS = np.diag((-1.0, -1.0, 1.0))
 _SEGMENTER_MULTIPLE = 32
-_BIAS_MM = 4.0  # the spacing at which a bias field is estimated
 _GLIOMAS = re.compile(r"brats-?gli|brats-?20|tcga|ucsf-pdgm|upenn-gbm", re.IGNORECASE)
 
 
@@ -174,23 +172,8 @@ def tissues_of_t1(t1: Volume, mask: np.ndarray) -> np.ndarray:
     if high <= low:
         return 2 * mask.astype(int)
     image = np.clip((t1.array - low) / (high - low), 0, 1) + 0.05  # N4 takes logarithms
-    flat = image / _bias_field(image, mask, t1.geometry.spacing)
+    flat = image / estimate_field(image, mask, t1.geometry.spacing)
     return (np.digitize(flat, threshold_multiotsu(flat[mask], classes=3)) + 1) * mask
-
-
-def _bias_field(image: np.ndarray, mask: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
-    """The factors of a receive field by N4, estimated on a coarse grid; ``image`` is positive."""
-    zoom = [min(step / _BIAS_MM, 1.0) for step in spacing]
-    coarse, inside = (ndimage.zoom(array.astype(np.float32), zoom, order=1) for array in (image, mask))
-    images = [sitk.GetImageFromArray(array) for array in (coarse, (inside > 0.5).astype(np.uint8))]
-    for each in images:
-        each.SetSpacing([_BIAS_MM] * 3)
-    corrector = sitk.N4BiasFieldCorrectionImageFilter()
-    corrector.SetMaximumNumberOfIterations([20] * 3)
-    corrector.Execute(*images)
-    field = sitk.GetArrayFromImage(corrector.GetLogBiasFieldAsImage(images[0]))
-    steps = [fine / rough for fine, rough in zip(image.shape, field.shape, strict=True)]
-    return np.exp(ndimage.zoom(field, steps, order=1))
 
 
 def segmenter_grid(volume: Volume, mask: np.ndarray) -> CanonicalGrid:

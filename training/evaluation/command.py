@@ -74,13 +74,14 @@ def run(options: argparse.Namespace, configuration: Mapping[str, Any]) -> str:
         packages = {name: load_package(folder) for name, folder in own.items()}
         skipped: dict[str, str] = {}
         cases, count, data = _cases(options, configuration, segmenter, skipped)
-        known = "of the simulation" if data.startswith("simulated") else "by two thresholds on the T1 (rough)"
+        heads = data.startswith("simulated")
+        known = "of the simulation" if heads else "by two thresholds on the T1 (rough)"
         about = {
             "model": package.title if options.package else f"the run '{options.run.name}'",
             "package": _words(package),
             "own": {name: _words(each) for name, each in packages.items()},
             "data": data,
-            "tissues": "by the run's segmenter" if segmenter and not data.startswith("simulated") else known,
+            "tissues": "by the run's segmenter" if segmenter and not heads else known,
         }
         return evaluate(
             package,
@@ -94,6 +95,7 @@ def run(options: argparse.Namespace, configuration: Mapping[str, Any]) -> str:
                 many_to_one=options.many_to_one,
                 robustness=options.robustness,
                 device=configuration["device"],
+                shading=not heads,
             ),
             about=about,
             count=count,

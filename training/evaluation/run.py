@@ -86,6 +86,8 @@ class Options:
         robustness: also corrupt single sources, for the default method and the pairs of ``tables.MAIN_PAIRS``, or for
             all pairs where none of these is evaluated.
         device: of the engine.
+        shading: whether results get the shading of their sources: scans that they are compared with have it, simulated
+            targets have none.
     """
 
     pairs: Sequence[Pair] = ()
@@ -94,6 +96,7 @@ class Options:
     many_to_one: bool = False
     robustness: bool = False
     device: str = "cpu"
+    shading: bool = True
 
     def chosen(self, sources: Sequence[str], targets: Sequence[str]) -> list[Pair]:
         """The pairs among the contrasts that there are, in the order in which they are evaluated."""
@@ -287,6 +290,7 @@ class _Evaluation:
             steps=contender.steps,
             samples=contender.samples,
             device=self.options.device,
+            shading=self.options.shading,
         )
         result = synthesize(request)
         seconds = sum(spent for stage, spent in result.seconds.items() if stage != "load model")

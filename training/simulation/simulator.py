@@ -35,7 +35,7 @@ MODALITIES = ("T1", "T1ce", "T2", "FLAIR", "PD")
 TARGET_BLUR = 0.36  # mm, SD of the clean targets' point spread beyond the voxel
 BRIGHT = 0.995  # the percentile by which images are scaled
 MARGIN = 2  # voxels of air around the part of the anatomy that is sampled
-SAME_SESSION = 0.9  # chance that T1ce, as a target, is the source T1 repeated after the contrast agent
+SAME_SESSION = 0.6  # chance that T1ce, as a target, is the source T1 repeated after the contrast agent
 SHIFT, TURN = 0.8, 1.0  # mm and degrees, the largest misregistration of a source
 PATHOLOGY = {"lesions": 0.45, "glioma": 0.25, "infarct": 0.08}
 
