@@ -46,6 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--max-minutes", type=float, help="stop after this time, with a checkpoint to resume from")
     parser.add_argument("--output", type=Path, help="export: the package; evaluate, simulate: the folder to write")
     parser.add_argument("--cases", type=int, default=4, help="evaluate, simulate: number of simulated subjects")
+    zero_shot_help = "export: the run of midiffusion, where that is not --run"
+    parser.add_argument("--zero-shot", type=Path, metavar="RUN", help=zero_shot_help)
     evaluation_help = "export: an evaluation.json whose results the model card gets; again and again"
     parser.add_argument("--evaluation", type=Path, action="append", default=[], help=evaluation_help)
     evaluation.add_arguments(parser)
@@ -58,7 +60,13 @@ def main(arguments: list[str] | None = None) -> int:
             print(evaluation.run(options, configuration))
             print(f"Wrote '{options.output}'.", file=sys.stderr)
         elif options.stage == "export":
-            package = export(configuration, options.run, options.output, evaluations=options.evaluation)
+            package = export(
+                configuration,
+                options.run,
+                options.output,
+                zero_shot=options.zero_shot,
+                evaluations=options.evaluation,
+            )
             print(f"Wrote '{package.path}', methods {', '.join(package.methods)}.")
         elif options.stage == "simulate":
             data = configuration["data"]
@@ -120,8 +128,9 @@ def _check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None
     stage, evaluate = options.stage, options.stage == "evaluate"
     if not evaluate and (foreign := evaluation.given(options)):
         parser.error(f"{foreign[0]} belongs to evaluate, not to {stage}")
-    if options.evaluation and stage != "export":
-        parser.error(f"--evaluation belongs to export, not to {stage}")
+    for name, value in (("--evaluation", options.evaluation), ("--zero-shot", options.zero_shot)):
+        if value and stage != "export":
+            parser.error(f"{name} belongs to export, not to {stage}")
     if options.config is None and not (evaluate and options.package and options.subjects):
         parser.error(f"{stage} needs --config" + (", or --package and --subjects" if evaluate else ""))
     if evaluate and options.run is None and options.package is None:

@@ -40,6 +40,7 @@ def export(
     run: Path,
     output: Path,
     *,
+    zero_shot: Path | None = None,
     evaluations: Sequence[Path] = (),
     for_evaluation: bool = False,
 ) -> ModelPackage:
@@ -49,13 +50,15 @@ def export(
         configuration: settings of the run, as far as they decide what its networks are; on what they were trained is
             read from the checkpoints.
         run: folder with one subfolder per stage.
+        zero_shot: the run of zero-shot translation where it is another one, say of other scans or with a segmenter of
+            its own.
         output: folder of the package; one that is there is replaced, and the version counts on from its.
         evaluations: files ``evaluation.json`` of these weights, whose results become part of the model card.
         for_evaluation: an ablated run is packed as well, as the method :data:`ABLATION` of :func:`build_ablation`.
 
     Raises:
-        InputError: no stage was trained, or one with other networks than the settings name; these are of an ablation;
-            or the evaluation cannot be read.
+        InputError: no stage was trained, or one with other networks than the settings name, or not that of
+            ``zero_shot``; the settings are of an ablation; or the evaluation cannot be read.
     """
     ablated = is_ablated(configuration)
     if ablated and not for_evaluation:
@@ -64,7 +67,12 @@ def export(
     if ablated:
         last = "diffusion" if configuration["diffusion"]["use_denoiser"] else "spade"
         known = {last: ABLATION, "regression": "regression"}
-    trained = [run / stage for stage in (*STAGES, "aldm") if (run / stage / CHECKPOINT).exists()]
+    folders = {stage: run / stage for stage in (*STAGES, "aldm")}
+    if zero_shot is not None:
+        folders["midiffusion"] = zero_shot / "midiffusion"
+        if not (folders["midiffusion"] / CHECKPOINT).exists():
+            raise InputError(f"The run '{zero_shot}' has no checkpoint of midiffusion: train that stage first.")
+    trained = [folder for folder in folders.values() if (folder / CHECKPOINT).exists()]
     methods, tensors, rows = {}, {}, []
     recipes: dict[str, list[dict[str, Any]]] = {}  # of what is trained apart, by stage
     extras: dict[str, Any] = {}  # of networks.json, and what metadata.json says of them
@@ -74,6 +82,8 @@ def export(
         weights, state = read_checkpoint(folder / CHECKPOINT, prefix="average.")
         weights = with_prefix(weights, "average.")
         rows.append(_row(folder, weights))
+        if folder.parent == zero_shot and (own := zero_shot / SEGMENTER / CHECKPOINT).exists():
+            rows.append(_row(own.parent, read_checkpoint(own, prefix="average.")[0], "segmenter of midiffusion"))
         if folder.name == CLASSIFIER:
             classes, width = state["configuration"]["modalities"], state["configuration"]["classifier"]["width"]
             extras[CLASSIFIER], about["trained_on"] = {"classes": classes, "width": width}, ranges(weights, classes)
@@ -105,13 +115,13 @@ def export(
     trained = trained_subjects(main)
     said = data_source(main, trained)
     modalities = list(configuration["modalities"])
-    zero_shot = list(configuration["midiffusion"]["targets"])
+    made_zero_shot = list(configuration["midiffusion"]["targets"])
     makes = []
     if paired := [method for method in methods if method != ZERO_SHOT]:
         makes.append(f"Any non-empty set of {', '.join(modalities)} to any other of them")
     if ZERO_SHOT in methods:
-        about["zero_shot"] = {"targets": zero_shot}
-        makes.append(f"{'any' if paired else 'Any'} single contrast to {', '.join(zero_shot)}")
+        about["zero_shot"] = {"targets": made_zero_shot}
+        makes.append(f"{'any' if paired else 'Any'} single contrast to {', '.join(made_zero_shot)}")
     if simulated(main):
         about["shading"] = "removed"  # simulated targets have none
     title = f"MissingModalitySynth {output.name}"
@@ -237,12 +247,14 @@ def _next_version(output: Path) -> tuple[str, dict[str, str]]:
     return version, {version: "New weights."} | old["changelog"]
 
 
-def _row(folder: Path, weights: dict[str, torch.Tensor]) -> str:
+def _row(folder: Path, weights: dict[str, torch.Tensor], name: str | None = None) -> str:
     """The stage's line of the model card's table; each run that it began with has its own number of steps."""
     count = sum(tensor.numel() for tensor in weights.values()) / 1e6
     steps, minutes = zip(*_runs_before(folder), strict=True)
     losses = _losses(read_log(folder / "log.jsonl"))
-    return f"| {folder.name} | {count:.1f} M | {' + '.join(map(str, steps))} | {sum(minutes):.0f} min | {losses} |"
+    return (
+        f"| {name or folder.name} | {count:.1f} M | {' + '.join(map(str, steps))} | {sum(minutes):.0f} min | {losses} |"
+    )
 
 
 def _runs_before(folder: Path) -> list[tuple[int, float]]:

@@ -159,6 +159,27 @@ def test_the_tissues_are_told_by_the_segmenter_of_the_run_which_learns_no_more(t
         run_stage("midiffusion", configuration(), tmp_path / "without")
 
 
+def test_a_package_takes_zero_shot_translation_from_a_run_of_its_own(trained, tmp_path):
+    for stage in ("segmenter", "regression"):
+        run_stage(stage, configuration("seed=3"), tmp_path / "run")
+    package = export(configuration(), tmp_path / "run", tmp_path / "both", zero_shot=trained)
+    assert package.methods == ("regression", "midiffusion")
+    for part, run in (("segmenter", tmp_path / "run"), ("midiffusion", trained)):
+        learned = averaged_weights(run / part / CHECKPOINT)[0]
+        packed = package.weights(part)
+        assert packed.keys() == learned.keys()
+        assert all(torch.equal(packed[name], learned[name].half()) for name in learned)
+    card = (package.path / "docs" / "README.md").read_text(encoding="utf-8")
+    assert [line.split(" | ")[0] for line in card.splitlines() if " min | " in line] == [
+        "| segmenter",
+        "| regression",
+        "| midiffusion",
+        "| segmenter of midiffusion",
+    ]
+    with pytest.raises(InputError, match="has no checkpoint of midiffusion"):
+        export(configuration(), tmp_path / "run", tmp_path / "none", zero_shot=tmp_path / "run")
+
+
 def test_the_published_form_trains_on_images_and_is_loaded_again(tmp_path):
     settings = configuration(*PUBLISHED, "data.shapes=[[16, 16, 16]]")
     run_stage("midiffusion", settings, tmp_path)
