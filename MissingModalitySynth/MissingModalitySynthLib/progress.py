@@ -9,15 +9,16 @@ from dataclasses import dataclass
 
 from .errors import Cancelled
 
-# Rough shares of time on a CPU. They only shape the progress bar; the time left is measured, not assumed.
+# Rough shares of time on a CPU. They only shape the progress bar; the time left is measured, not assumed. Only
+# zero-shot synthesis takes long to condition, which the bar rather jumps over than waits for.
 _UNITS = {
-    "load model": 2.0,
+    "load model": 1.0,
     "prepare": 3.0,
     "encode": 0.5,
-    "condition": 2.0,
-    "step": 2.0,
+    "condition": 7.0,
+    "step": 9.0,
     "decode": 1.0,
-    "native grid": 1.0,
+    "native grid": 0.5,
 }
 
 

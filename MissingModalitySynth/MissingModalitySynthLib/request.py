@@ -82,7 +82,7 @@ def checked(request: Request) -> Request:
             ]
             advice = f" by the method '{method}'; the method '{others[0]}' can" if others else ""
             made = _list(package.targets_of(method))
-            unlisted = f" from {shown_name(OTHER)}" if OTHER in sources and name in package.targets else ""
+            unlisted = f" from an {shown_name(OTHER)}" if OTHER in sources and name in package.targets else ""
             raise InputError(f"The package '{package.name}' cannot make {name}{unlisted}, only {made}{advice}.")
     for option, value, limit in (("steps", request.steps, 1000), ("samples", request.samples, 100)):
         if value is not None and not 1 <= value <= limit:

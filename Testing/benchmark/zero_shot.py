@@ -47,7 +47,7 @@ PAIRS = {"simulated": ("PD", "T2", "FLAIR"), "scans": ("T2", "FLAIR")}
 # sources lie where the truth does, and have what artefacts research scans have
 HEADS = ("data.skull_strip=1.0", "data.misregistration=0", "data.artefacts=0.2")
 JUDGED = range(1, len(CLASSES) - 1)  # CSF, grey, white and deep grey matter
-PUBLISHED_STEPS = 50  # of DDPM, and not 1000 as published
+PUBLISHED_STEPS = 25  # of DDPM, and not 1000 as published
 SDEDIT_STARTS, SDEDIT_STEPS = (0.3, 0.6), 10
 # of a head, the contrast to start from: T1 on its grid, or None if it cannot
 Contender = Callable[[Case, str], np.ndarray | None]

@@ -64,7 +64,7 @@ def test_the_method_is_the_paired_one_where_the_contrast_is_listed_and_the_zero_
         ("paired", ["other"], "T2", None, InputError, "cannot start from unlisted contrast.*'midiffusion' starts from"),
         ("both", ["other"], "T2", "regression", InputError, "unlisted contrast, only from T1, T2 by the method 'regre"),
         ("both", ["T1"], "PD", None, InputError, "cannot make PD, only T2, FLAIR by .*the method 'midiffusion' can"),
-        ("both", ["other"], "T2", None, InputError, "cannot make T2, only T1, PD\\."),
+        ("both", ["other"], "T2", None, InputError, "cannot make T2 from an unlisted contrast, only T1, PD\\."),
         ("both", ["T1", "T2"], "PD", None, InputError, "cannot make PD, only T2, FLAIR\\."),
         ("alone", ["other"], "PD", None, InputError, "cannot make PD, only T1\\."),
         ("alone", ["T1"], "T1", None, InputError, "T1 is both a source and a target"),

@@ -305,9 +305,15 @@ def test_an_unlisted_contrast_and_a_paired_model_offer_nothing_and_say_why(zero_
 def test_zero_shot_synthesis_asks_for_one_volume(zero_shot, add):
     two = ((add("a"), "T1"), (add("b"), "T2"))
     shown = zero_shot(Choices(two, ("PD",), package="both", method="midiffusion"))
-    assert "starts from one volume" in shown.reason
+    assert shown.reason.endswith("starts from one volume: keep one under Inputs, or choose another method.")
     assert zero_shot(Choices(two, ("FLAIR",), package="both")).can_start
-    assert "starts from one volume" in zero_shot(Choices(((two[0][0], OTHER), two[1]), ("T1",), package="both")).reason
+    alone = zero_shot(Choices(((two[0][0], OTHER), two[1]), ("T1",), package="both"))
+    assert alone.reason.endswith("starts from one volume: keep one under Inputs.")  # there is no other method
+
+
+def test_two_volumes_of_an_unlisted_contrast_are_one_too_many(zero_shot, add):
+    shown = zero_shot(Choices(((add("a"), OTHER), (add("b"), OTHER)), ("T1",), package="both"))
+    assert shown.reason == "'a' and 'b' are both of an unlisted contrast: keep one of them."
 
 
 def test_a_contrast_that_is_not_yet_chosen_is_asked_for_and_other_named_where_it_helps(zero_shot, add):

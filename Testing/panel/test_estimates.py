@@ -29,6 +29,14 @@ def test_the_bundled_model_on_two_cores_is_estimated_near_what_was_measured(micr
     assert not found.measured
 
 
+def test_zero_shot_synthesis_is_estimated_near_what_was_measured_with_the_tissues_of_its_source(micro):
+    found = cost(micro, Geometry((160, 192, 160)), method="midiffusion")
+    assert 25 < found.seconds < 60  # 40 to 54 s on two busy cores
+    assert 2.5e9 < found.memory < 5e9  # and 2.9 to 4.1 GB
+    more = cost(micro, Geometry((160, 192, 160)), method="midiffusion", samples=2)
+    assert found.seconds < more.seconds < 1.8 * found.seconds  # the source is looked at once
+
+
 def test_more_work_costs_more(micro, tiny_package):
     tiny = load_package(tiny_package)
     base = cost(tiny, method="aldm")

@@ -6,7 +6,7 @@ import pytest
 import slicer
 
 from MissingModalitySynthLib.model_package import ListedPackage, load_package
-from MissingModalitySynthLib.scene.segmentations import segmented_volume_of
+from MissingModalitySynthLib.scene.provenance import segmented_volume_of
 
 story = sys.modules["panel_story"]
 
@@ -77,6 +77,78 @@ def test_the_acquired_volume_comes_before_the_source(segmenting):
     assert [segmented_volume_of(node) for node in (synthetic, other)] == [panel.made, acquired]
     panel.wait(lambda: "Dice" in panel.ui.metricsLabel.text, "the overlap")
     assert "PSNR" in panel.ui.metricsLabel.text
+    panel.click("closeCompareButton")
+
+
+def segment_both(panel):
+    panel.click("segmentButton")
+    nodes = panel.finish()
+    panel.wait(lambda: "Dice" in panel.ui.metricsLabel.text, "the overlap")
+    return nodes
+
+
+def chosen(panel):
+    return [panel.ui.segmentationSelector.currentNode(), panel.ui.otherSegmentationSelector.currentNode()]
+
+
+def outlined():
+    """The segmentations that have more than their own display."""
+    return [node for node in segmentations() if node.GetNumberOfDisplayNodes() > 1]
+
+
+def test_dice_and_outlines_of_another_image_go_with_it_and_come_back(segmenting):
+    panel = segmenting
+    tissues = segment_both(panel)
+    assert outlined() == tissues
+    assert "T2" not in panel.ui.compareSourceSelector.currentNode().GetName()
+    (other,) = panel.logic.synthesize({"T1": panel.source}, ["FLAIR"], package="micro")
+    panel.settle()
+    panel.ui.resultsList.currentRow = 1
+    panel.click("compareButton")
+    assert panel.ui.compareSyntheticSelector.currentNode() is other
+    assert chosen(panel) == [tissues[1], None]
+    assert outlined() == tissues[1:]
+    assert panel.ui.metricsLabel.text == ""
+    panel.ui.resultsList.currentRow = 0
+    panel.click("compareButton")
+    panel.wait(lambda: "Dice" in panel.ui.metricsLabel.text, "the overlap")
+    assert chosen(panel) == tissues and outlined() == tissues
+    panel.click("closeCompareButton")
+    assert not any(node.GetDisplayNode().GetVisibility() for node in tissues)
+
+
+def test_the_tissues_of_the_acquired_volume_go_when_it_is_not_compared_any_more(segmenting):
+    panel = segmenting
+    acquired = story.add_head("Patient 7 T2")
+    panel.settle()
+    panel.ui.compareAcquiredSelector.setCurrentNode(acquired)
+    panel.settle()
+    tissues = segment_both(panel)
+    panel.ui.compareAcquiredSelector.setCurrentNode(None)
+    panel.settle()
+    assert chosen(panel) == [tissues[0], None] and outlined() == tissues[:1]
+    assert panel.ui.metricsLabel.text == ""
+    panel.click("closeCompareButton")
+
+
+def test_a_new_synthesis_in_its_place_takes_its_tissues_along(segmenting):
+    panel = segmenting
+    _synthetic, of_source = segment_both(panel)
+    panel.logic.synthesize({"T1": panel.source}, ["T2"], package="micro", replace=True, seed=3)
+    panel.settle()
+    assert segmentations() == [of_source]
+    assert "Dice" not in panel.ui.metricsLabel.text
+    panel.click("closeCompareButton")
+
+
+def test_tissues_of_volumes_that_are_not_compared_any_more_are_not_outlined(segmenting):
+    panel = segmenting
+    panel.click("segmentButton")
+    other = story.add_head("Patient 8 T1")
+    panel.ui.compareSourceSelector.setCurrentNode(other)
+    panel.finish()
+    panel.settle()
+    assert chosen(panel) == [None, None] and outlined() == []
     panel.click("closeCompareButton")
 
 

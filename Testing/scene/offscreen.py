@@ -48,7 +48,7 @@ class OffscreenViews:
         self._link = slicer.vtkMRMLSliceLinkLogic()
         self._link.SetMRMLScene(self.scene)
         self._logics, self._renderers, self._windows, self._groups = {}, {}, {}, {}
-        self.renders, self.callbacks = [], []
+        self.renders, self.callbacks, self.narrow = [], [], set()
 
     def slice_logic(self, name):
         node = self.scene.GetSingletonNode(name, "vtkMRMLSliceNode")
@@ -68,6 +68,9 @@ class OffscreenViews:
 
     def render(self, name):
         self.renders.append(name)
+
+    def allow_narrow(self, name):
+        self.narrow.add(name)
 
     def when_laid_out(self, callback):
         self.callbacks.append(callback)

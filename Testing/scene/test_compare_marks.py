@@ -7,7 +7,7 @@ import slicer
 from MissingModalitySynthLib import NOTICE
 from MissingModalitySynthLib.scene.compare import CompareView
 from MissingModalitySynthLib.scene.marks import SyntheticMarks
-from MissingModalitySynthLib.scene.provenance import mark
+from MissingModalitySynthLib.scene.provenance import mark, refer
 from MissingModalitySynthLib.scene.slicer_views import SlicerViews
 from Testing.scene.conftest import array_of, head
 from Testing.scene.offscreen import OffscreenViews, need_opengl
@@ -106,6 +106,31 @@ def test_a_view_without_a_widget_is_left_alone(scene, views, synthetic, monkeypa
     marks.stop()
 
 
+@pytest.mark.parametrize(
+    ("declared", "loaded", "title"),
+    [
+        ("other", False, "Source: unlisted contrast"),
+        ("PD", False, "Source: PD"),
+        ("PD", True, "Source: PD"),
+        (None, False, "Source: T1"),
+    ],
+)
+def test_a_source_is_called_by_the_contrast_that_it_was_declared_as(
+    scene, views, add_scan, synthetic, declared, loaded, title
+):
+    source = add_scan("Patient 7 T1", head(SIZE))
+    if declared:
+        mark(synthetic, {"target": "T2", "sources": {declared: source.GetName()}})
+        if not loaded:  # a file keeps no references to nodes
+            refer(synthetic, {declared: source}, declared)
+    compare = CompareView(scene, views.layout_node, views)
+    compare.show(source, synthetic)
+    props = views.renderer(compare.view_names("source")[0]).GetViewProps()
+    texts = [props.GetItemAsObject(n) for n in range(props.GetNumberOfItems())]
+    assert [actor.GetInput() for actor in texts if actor.IsA("vtkTextActor")] == [title]
+    compare.hide()
+
+
 def test_every_column_says_what_it_shows_and_what_is_synthetic(scene, views, marks, add_scan, synthetic, acquired):
     compare = CompareView(scene, views.layout_node, views)
     source = add_scan("T1", head(SIZE))
@@ -183,7 +208,19 @@ def test_slicer_without_a_main_window_has_no_views_and_marks_nothing(scene, view
     assert without.slice_logic("Red") is None
     assert without.renderer("Red") is None
     without.render("Red")
+    without.allow_narrow("Red")
     marks = SyntheticMarks(scene, without)
     marks.start()
     assert marks.texts == {}
     marks.stop()
+
+
+def test_a_view_of_slicers_may_be_narrower_than_its_bar(monkeypatch):
+    widths = {"Red": 327, "Yellow": 327}
+    manager = SimpleNamespace(
+        sliceWidget=lambda name: SimpleNamespace(setMinimumWidth=lambda pixels: widths.update({name: pixels}))
+    )
+    monkeypatch.setattr(slicer, "app", SimpleNamespace(layoutManager=lambda: manager), raising=False)
+    SlicerViews().allow_narrow("Red")
+    assert widths["Red"] <= 200  # four columns beside the panel, on a screen of 1280
+    assert widths["Yellow"] == 327

@@ -18,8 +18,10 @@ from MissingModalitySynthLib.scene.provenance import (
     reference_of,
     source_nodes_of,
     synthetic_results,
+    tissues_of,
 )
 from MissingModalitySynthLib.scene.results import add_results, remove_results
+from MissingModalitySynthLib.scene.segmentations import add_segmentations
 from MissingModalitySynthLib.scene.volumes import geometry_of, guess_of, volume_of, volumes_of
 from MissingModalitySynthLib.volume import Geometry, Volume
 from Testing.scene.conftest import ijk_to_ras, voxels_of
@@ -260,6 +262,28 @@ def test_a_standard_deviation_of_the_run_before_does_not_outlive_its_mean(scene,
     assert deviation_of(node) is not None
 
 
+def segmented(scene, node):
+    """The segmentation of a volume's tissues."""
+    labels = Volume(np.ones(geometry_of(node).size, np.uint8), geometry_of(node))
+    made = {"volume": SimpleNamespace(volume=labels, provenance={})}
+    return add_segmentations(scene, {"volume": node}, made, replace=False)[0]
+
+
+def test_the_tissues_of_voxels_that_are_replaced_are_dropped_and_no_others(scene, add_scan, monkeypatch):
+    t1 = add_scan("T1")
+    made = {target: result(t1, target) for target in ("T2", "PD")}
+    t2, pd = add_results(scene, {"T1": t1}, "T1", made, replace=True)
+    tissues = {node: segmented(scene, node) for node in (t1, t2, pd)}
+    add_results(scene, {"T1": t1}, "T1", {"T2": result(t1, "T2", 1)}, replace=False)
+    assert tissues_of(t2) == [tissues[t2]]
+    add_results(scene, {"T1": t1}, "T1", {"PD": result(t1, "PD", 1)}, replace=True)
+    assert [tissues_of(node) for node in (t1, t2, pd)] == [[tissues[t1]], [tissues[t2]], []]
+    monkeypatch.setattr(results_module, "mark", lambda node, provenance: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        add_results(scene, {"T1": t1}, "T1", {"T2": result(t1, "T2", 1)}, replace=True)
+    assert tissues_of(t2) == [tissues[t2]]  # its voxels stay
+
+
 def test_only_a_result_of_the_same_target_sources_and_reference_is_replaced(scene, add_scan):
     t1, flair, other_t1 = add_scan("T1"), add_scan("FLAIR"), add_scan("T1")
     runs = [
@@ -395,6 +419,35 @@ def test_removing_a_result_leaves_nothing_of_it(scene, add_scan, hierarchy):
     remove_results(scene, [t2])
     assert ids(scene) == before
     assert count_items(hierarchy) == items
+
+
+def test_removing_a_result_removes_its_tissues_and_no_others(scene, add_scan, hierarchy):
+    t1 = add_scan("T1")
+    kept = segmented(scene, t1)
+    before, items = ids(scene), count_items(hierarchy)
+    (t2,) = add_results(scene, {"T1": t1}, "T1", {"T2": result(t1, "T2")}, replace=False)
+    segmented(scene, t2)
+    segmented(scene, t2)
+    remove_results(scene, [t2])
+    assert tissues_of(t1) == [kept]
+    assert (ids(scene), count_items(hierarchy)) == (before, items)
+
+
+def test_a_name_that_is_free_again_is_used_again(scene, add_scan):
+    t1 = add_scan("T1")
+
+    def again():
+        (node,) = add_results(scene, {"T1": t1}, "T1", {"T2": result(t1, "T2")}, replace=False)
+        return node, node.GetName(), segmented(scene, node).GetName()
+
+    plain = ("T2 (synthetic from T1)", "T2 (synthetic from T1) (tissues)")
+    first, *names = again()
+    assert tuple(names) == plain
+    _second, *names = again()
+    assert set(names).isdisjoint(plain)
+    remove_results(scene, [first])
+    _third, *names = again()
+    assert tuple(names) == plain
 
 
 @pytest.fixture

@@ -11,8 +11,14 @@ from MissingModalitySynthLib.errors import GeometryError, InputError
 from MissingModalitySynthLib.scene.compare import CompareView
 from MissingModalitySynthLib.scene.compare_choices import Comparison, metrics_text
 from MissingModalitySynthLib.scene.comparison import dice_of
-from MissingModalitySynthLib.scene.provenance import is_synthetic, mark, provenance_of, synthetic_nodes
-from MissingModalitySynthLib.scene.segmentations import SegmentationTask, add_segmentations, segmented_volume_of
+from MissingModalitySynthLib.scene.provenance import (
+    is_synthetic,
+    mark,
+    provenance_of,
+    segmented_volume_of,
+    synthetic_nodes,
+)
+from MissingModalitySynthLib.scene.segmentations import SegmentationTask, add_segmentations
 from MissingModalitySynthLib.scene.volumes import geometry_of
 from MissingModalitySynthLib.segmentation import CLASSES
 from MissingModalitySynthLib.volume import Volume
@@ -69,6 +75,16 @@ def test_dice_between_two_of_them_is_that_of_the_label_maps(scene, add_scan):
         assert found[name] == pytest.approx(overlap)
 
 
+def test_the_tissues_stand_out_from_grey_from_the_crosshair_and_from_each_other(scene, add_scan):
+    (node,), _ = add(scene, t1=add_scan("T1"))
+    found = node.GetSegmentation()
+    colors = [np.array(found.GetSegment(name).GetColor()) for name in found.GetSegmentIDs()]
+    crosshair = np.array((1.0, 0.8, 0.1))  # of Slicer
+    assert all(np.ptp(color) > 0.5 for color in colors)
+    for number, color in enumerate(colors):
+        assert all(np.linalg.norm(color - other) > 0.5 for other in (*colors[:number], crosshair))
+
+
 def test_a_tissue_that_is_nowhere_has_an_empty_segment_and_no_dice(scene, add_scan):
     t1, t2 = add_scan("T1"), add_scan("T2")
     made = {"t1": labels_for(t1, 0, classes=5), "t2": labels_for(t2, 1, classes=5)}
@@ -98,7 +114,7 @@ def test_it_follows_its_volume_in_the_scene(scene, hierarchy, add_scan, add_tran
     assert segmented_volume_of(node) is t1
     assert provenance_of(node) == RECORD
     assert not is_synthetic(node) and not is_synthetic(t1) and synthetic_nodes(scene) == []
-    assert node.GetDisplayNode() is not None
+    assert not node.GetDisplayNode().GetVisibility()  # filled, it would hide the scan in the user's own views
     scene.RemoveNode(t1)
     assert segmented_volume_of(node) is None
 
@@ -108,8 +124,10 @@ def test_an_earlier_one_gives_way_with_its_name_and_display_kept(scene, add_scan
     (first, other), _ = add(scene, t1=t1, t2=t2)
     first.SetName("mine")
     first.GetDisplayNode().SetOpacity(0.25)
+    first.GetDisplayNode().SetVisibility(True)
     (again,), (array,) = add(scene, replace=True, only=t1)
     assert again is first and again.GetName() == "mine" and again.GetDisplayNode().GetOpacity() == 0.25
+    assert again.GetDisplayNode().GetVisibility()
     assert list(segments_of(again)) == list(CLASSES[1:])
     (new,), _ = add(scene, t1=t1)
     assert new not in (first, other)
@@ -152,7 +170,8 @@ def test_in_a_comparison_each_is_outlined_on_its_own_volume(application, scene, 
     nodes, _ = add(scene, source=source, synthetic=synthetic)
     stranger = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "lesions")
     stranger.CreateDefaultDisplayNodes()
-    compare.show(source, synthetic, segmentations=[*nodes, stranger])
+    (foreign,), _ = add(scene, other=add_scan("FLAIR", head(SIZE)))
+    compare.show(source, synthetic, segmentations=[*nodes, stranger, foreign])
 
     def columns(node):
         displays = [node.GetNthDisplayNode(n) for n in range(1, node.GetNumberOfDisplayNodes())]
@@ -163,5 +182,9 @@ def test_in_a_comparison_each_is_outlined_on_its_own_volume(application, scene, 
     assert columns(nodes[0]) == ["source", "difference"]
     assert columns(nodes[1]) == ["synthetic", "difference"]
     assert columns(stranger) == ["source", "synthetic", "difference"]
+    assert columns(foreign) == []
+    outlines = {node: node.GetNthDisplayNode(1) for node in (*nodes, stranger)}
+    assert all(outline.GetVisibility() for outline in outlines.values())  # although their own display is hidden
+    assert [outline.GetSliceIntersectionThickness() for outline in outlines.values()] == [1, 1, 2]
     compare.hide()
     assert [node.GetNumberOfDisplayNodes() for node in (*nodes, stranger)] == [1, 1, 1]

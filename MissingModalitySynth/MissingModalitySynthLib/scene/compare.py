@@ -14,19 +14,18 @@ from typing import Any
 import vtk
 
 from ..errors import InputError
+from .compare_captions import difference_caption, title_of
 from .compare_layout import COLUMNS, check_rows, layout_id, layout_xml, view_name
 from .difference import Difference, absolute_difference, add_difference, on_one_grid
 from .marks import SyntheticMarks
 from .observing import Observations
 from .overlays import SegmentationOutlines
-from .segmentations import segmented_volume_of
+from .provenance import segmented_volume_of
 from .slicer_views import SlicerViews, Views
 from .translation import _
+from .view_fitting import fit, needs_fit
 from .volumes import check_scalar, guess_of
 from .windows import LinkedWindows, windows_of
-
-# Attribute of a view's node: the grid that the view was fitted to. Closing the scene resets node and attribute alike.
-_FITTED = "MissingModalitySynth.fitted"
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,8 @@ class CompareView:
     @property
     def fade(self) -> float:
         """From 0, where the synthetic column shows the synthetic volume, to 1, where it shows ``fade_volume``."""
-        return next((composite.GetForegroundOpacity() for composite in self._composites("synthetic")), 0.0)
+        composites = self._composites(self.view_names("synthetic"))
+        return next((composite.GetForegroundOpacity() for composite in composites), 0.0)
 
     @property
     def difference(self) -> Any | None:
@@ -109,19 +109,22 @@ class CompareView:
         rows: Sequence[str] = ("Axial",),
         segmentations: Iterable[Any] = (),
         rotate: bool = True,
+        anew: bool = True,
     ) -> None:
         """Show a comparison, in place of one that is shown already.
 
         The views are turned and fitted to the synthetic volume's grid once: for as long as volumes on that grid are
-        compared, also by later calls, position and zoom stay as the user left them.
+        compared in these rows, also by later calls, position and zoom stay as the user left them, and in other rows
+        the slice stays.
 
         Args:
             source, synthetic, acquired: scalar volume nodes of the scene; ``acquired`` has the contrast of
                 ``synthetic``.
             rows: some of ``compare_layout.PLANES``.
-            segmentations: segmentation nodes of the scene that are outlined on all columns; that of the tissues of one
-                of the volumes (see ``segmentations``) on this volume's column, and on the difference.
+            segmentations: segmentation nodes of the scene that are outlined on all columns; that of the tissues of a
+                volume (see ``segmentations``) on this volume's column, and on the difference, if the volume is shown.
             rotate: turn the views to the axes of the volume; else they are axial, sagittal and coronal in the world.
+            anew: whether voxels may have changed; if not, difference and windows of the same volumes stay.
 
         Raises:
             InputError: a row or volume cannot be used, or there are no views.
@@ -130,29 +133,42 @@ class CompareView:
         """
         rows = check_rows(rows)
         check_scalar(source)
+        given = {"source": source, "synthetic": synthetic, "acquired": acquired}
+        volumes = {column: node for column, node in given.items() if node is not None}
         other = source if acquired is None else acquired
-        arrays = on_one_grid(synthetic, other)
-        voxels = absolute_difference(*arrays)
-        windows = windows_of(arrays[0], None if acquired is None else arrays[1], guess_of(synthetic))
-        self._clear()
-        name = _("Absolute difference of {synthetic} and {other}")
-        difference = add_difference(
-            self._scene, synthetic, voxels, name.format(synthetic=synthetic.GetName(), other=other.GetName())
-        )
+        shown = self._names()
+        changed = anew or self._volumes != {**volumes, "difference": self.difference}
+        if changed:
+            arrays = on_one_grid(synthetic, other)
+            voxels = absolute_difference(*arrays)
+            windows = windows_of(arrays[0], None if acquired is None else arrays[1], guess_of(synthetic))
+        self._pause()
+        if changed:
+            self._forget_voxels()
+            name = _("Absolute difference of {synthetic} and {other}")
+            self._difference = add_difference(
+                self._scene, synthetic, voxels, name.format(synthetic=synthetic.GetName(), other=other.GetName())
+            )
+            self._windows.show(dict(zip(filter(None, (synthetic, acquired)), windows, strict=True)))
         if self._before is None:
             self._before = self._remember()
-        volumes = {"source": source, "synthetic": synthetic, "acquired": acquired, "difference": difference.volume}
-        self._volumes = {column: node for column, node in volumes.items() if node is not None}
-        self._difference, self._rows, self._segmentations = difference, rows, list(segmentations)
+        difference = self._difference
+        self._volumes = {**volumes, "difference": difference.volume}
+        self._rows, self._segmentations = rows, list(segmentations)
+        # Outlines are the slowest to follow a view: they leave it before it changes, and come when it has changed.
+        if staying := [name for name in shown if self._is_shown(name)]:
+            self._show_outlines(staying)
+        self._empty(name for name in shown if not self._is_shown(name))
         self._take_layout()
         self._fill_views()
-        self._windows.show(dict(zip(filter(None, (synthetic, acquired)), windows, strict=True)))
-        self._show_outlines()
-        self._marks.start()
-        if any(self._slice_node(name).GetAttribute(_FITTED) != _place(synthetic, rotate) for name in self._names()):
-            self._fit(rotate)
+        if needs_fit(self._slice_nodes(), synthetic, rotate):
+            fitted = self._fit(rotate)
             # The views get their final size only when the main window is drawn.
-            self._views.when_laid_out(lambda: self._fit(rotate) if self._difference is difference else None)
+            self._views.when_laid_out(
+                lambda: self._fit(rotate, unless=fitted) if self._difference is difference else None
+            )
+        self._show_outlines(self._names())
+        self._marks.start()
         self._observe()
 
     def hide(self) -> None:
@@ -162,7 +178,7 @@ class CompareView:
 
     def set_fade(self, fraction: float) -> None:
         """Fade ``fade_volume`` in over the synthetic volume, from 0 (not at all) to 1 (alone), in its column."""
-        for composite in self._composites("synthetic"):
+        for composite in self._composites(self.view_names("synthetic")):
             composite.SetForegroundOpacity(min(max(fraction, 0.0), 1.0))
 
     def flicker(self) -> None:
@@ -184,12 +200,17 @@ class CompareView:
     def _slice_node(self, name: str) -> Any:
         return self._scene.GetSingletonNode(name, "vtkMRMLSliceNode")
 
-    def _composites(self, *columns: str) -> Iterator[Any]:
-        for column in columns:
-            for name in self.view_names(column):
-                composite = self._scene.GetSingletonNode(name, "vtkMRMLSliceCompositeNode")
-                if composite is not None:
-                    yield composite
+    def _slice_nodes(self) -> dict[str, dict[str, Any]]:
+        """By column and row."""
+        return {
+            column: {row: self._slice_node(view_name(column, row)) for row in self._rows} for column in self.columns
+        }
+
+    def _composites(self, names: Iterable[str]) -> Iterator[Any]:
+        for name in names:
+            composite = self._scene.GetSingletonNode(name, "vtkMRMLSliceCompositeNode")
+            if composite is not None:
+                yield composite
 
     def _derived(self) -> tuple[str, ...]:
         return tuple(self._volumes[column].GetID() or "" for column in ("synthetic", "difference") if self._volumes)
@@ -197,12 +218,13 @@ class CompareView:
     def _caption(self, name: str) -> str:
         column = next(column for column in self.columns if name in self.view_names(column))
         if column == "difference":
-            return _difference_caption("acquired" in self._volumes, self._difference.top)
-        title = _title(column, self._volumes[column])
+            return difference_caption("acquired" in self._volumes, self._difference.top)
+        synthetic = self._volumes["synthetic"]
+        title = title_of(column, self._volumes[column], synthetic)
         fade = round(100 * self.fade)
         if column != "synthetic" or fade == 0:
             return title
-        other = _title("acquired" if "acquired" in self._volumes else "source", self.fade_volume)
+        other = title_of("acquired" if "acquired" in self._volumes else "source", self.fade_volume, synthetic)
         return other if fade == 100 else f"{title}, {100 - fade} %\n{other}, {fade} %"
 
     # The parts of ``show``
@@ -236,9 +258,10 @@ class CompareView:
         for column in self.columns:
             for name in self.view_names(column):
                 self._views.slice_logic(name)  # makes the composite node
+                self._views.allow_narrow(name)
                 self._slice_node(name).SetSaveWithScene(False)
                 self._slice_node(name).SetHideFromEditors(False)  # the user may want to capture it
-            for composite in self._composites(column):
+            for composite in self._composites(self.view_names(column)):
                 fading = self.fade_volume if column == "synthetic" else None
                 changing = composite.StartModify()
                 composite.SetSaveWithScene(False)
@@ -251,44 +274,31 @@ class CompareView:
                 composite.SetHotLinkedControl(True)
                 composite.EndModify(changing)
 
-    def _show_outlines(self) -> None:
+    def _show_outlines(self, names: Iterable[str]) -> None:
+        """Outline the segmentations in some of the views that are shown."""
+        names = set(names)
         views = {
-            column: [self._slice_node(name).GetID() for name in self.view_names(column)] for column in self.columns
+            column: [self._slice_node(name).GetID() for name in self.view_names(column) if name in names]
+            for column in self.columns
         }
-        self._outlines.show(self._segmentations, views, self._columns_of)
+        self._outlines.show(
+            self._segmentations, {column: each for column, each in views.items() if each}, self._columns_of
+        )
 
     def _columns_of(self, segmentation: Any) -> Sequence[str]:
         volume = segmented_volume_of(segmentation)
+        if volume is None:
+            return self.columns
         own = [column for column, node in self._volumes.items() if node is volume]
-        return [*own, "difference"] if own else self.columns
+        return [*own, "difference"] if own else []  # the anatomy of another image says nothing about these
 
-    def _fit(self, rotate: bool) -> None:
-        """Turn and fit all views to the synthetic volume, with one size of a millimetre in all of them."""
-        synthetic = self._volumes["synthetic"]
-        parent = synthetic.GetParentTransformNode()
-        linear = parent is None or parent.IsTransformToWorldLinear()
-        fitted = {}
-        for row in self._rows:
-            name = view_name("synthetic", row)
-            node = fitted[row] = self._slice_node(name)
-            node.SetOrientation(row)
-            if rotate and linear:
-                node.RotateToVolumePlane(synthetic)
-            self._views.slice_logic(name).FitSliceToVolume(synthetic, *node.GetDimensions()[:2])
-        pixel = max(node.GetFieldOfView()[0] / node.GetDimensions()[0] for node in fitted.values())
-        for column in self.columns:
-            for row in self._rows:
-                # Fitted by itself, a column would snap to the slices of its own volume.
-                node, model = self._slice_node(view_name(column, row)), fitted[row]
-                width, height, _depth = node.GetDimensions()
-                changing = node.StartModify()
-                node.GetSliceToRAS().DeepCopy(model.GetSliceToRAS())
-                node.SetXYZOrigin(*model.GetXYZOrigin())
-                node.SetFieldOfView(pixel * width, pixel * height, model.GetFieldOfView()[2])
-                node.UpdateMatrices()
-                node.EndModify(changing)
-        for name in self._names():
-            self._slice_node(name).SetAttribute(_FITTED, _place(synthetic, rotate))
+    def _fit(self, rotate: bool, unless: Sequence[tuple[int, ...]] = ()) -> list[tuple[int, ...]]:
+        """Fit the views unless they have these sizes, and tell their sizes."""
+        sizes = [self._slice_node(name).GetDimensions() for name in self._names()]
+        if sizes != unless:
+            logics = {self._slice_node(name): self._views.slice_logic(name) for name in self._names()}
+            fit(self._slice_nodes(), logics, self._volumes["synthetic"], rotate)
+        return sizes
 
     # The end
 
@@ -303,7 +313,7 @@ class CompareView:
                 self.hide()
             elif any(node is segmentation for segmentation in self._segmentations):
                 self._segmentations.remove(node)
-                self._show_outlines()
+                self._show_outlines(self._names())
 
         self._observations.add(scene, scene.NodeRemovedEvent, on_node_removed)
         self._observations.add(self._layout_node, "ModifiedEvent", self._on_layout)
@@ -312,22 +322,35 @@ class CompareView:
         if self._layout_node.GetViewArrangement() != layout_id(self.columns, self._rows):
             self._end(restore_layout=False)  # the user has chosen another one
 
-    def _clear(self) -> None:
+    def _pause(self) -> None:
+        """Follow nothing while the volumes change, above all not the removal of the difference."""
         self._observations.clear()
         self._marks.stop()
-        self._outlines.hide()
-        self._windows.restore()
-        for name in self._names():
+
+    def _clear(self) -> None:
+        self._pause()
+        self._empty(self._names())
+        self._forget_voxels()
+        self._volumes, self._segmentations = {}, []
+        self._outlines.hide()  # last, as the user's own display, filled, would follow every change of the views
+
+    def _empty(self, names: Iterable[str]) -> None:
+        """Take the volumes out of views."""
+        names = list(names)
+        for name in names:
             self._slice_node(name).SetHideFromEditors(True)
-        for composite in self._composites(*self.columns):
+        for composite in self._composites(names):
             changing = composite.StartModify()
             composite.SetLinkedControl(False)
             composite.SetBackgroundVolumeID(None)
             composite.SetForegroundVolumeID(None)
             composite.EndModify(changing)
+
+    def _forget_voxels(self) -> None:
+        self._windows.restore()
         if self._difference is not None:
             self._difference.remove(self._scene)
-        self._volumes, self._difference, self._segmentations = {}, None, []
+        self._difference = None
 
     def _end(self, *, restore_layout: bool) -> None:
         before, self._before = self._before, None
@@ -341,27 +364,3 @@ class CompareView:
                 self._layout_node.AddMaximizedViewNode(view)
             self._layout_node.SetViewArrangement(before.arrangement)
         self._on_hidden()
-
-
-def _title(column: str, node: Any) -> str:
-    titles = {"source": _("Source"), "synthetic": _("Synthetic"), "acquired": _("Acquired")}
-    return f"{titles[column]}: {guess_of(node) or node.GetName()}"
-
-
-def _difference_caption(against_acquired: bool, top: int) -> str:
-    # No vertical bars: VTK takes them for the borders of columns.
-    if against_acquired:
-        return _("Absolute difference to acquired\n0 to {top} % of its range").format(top=top)
-    return _("Absolute difference to source, scaled\n0 to {top} %: other contrast, not error").format(top=top)
-
-
-def _place(volume: Any, rotate: bool) -> str:
-    """What views are fitted to: the grid of a volume in the world, up to a non-linear transform; turned or not."""
-    matrix, parent = vtk.vtkMatrix4x4(), volume.GetParentTransformNode()
-    volume.GetIJKToRASMatrix(matrix)
-    if parent and parent.IsTransformToWorldLinear():
-        to_world = vtk.vtkMatrix4x4()
-        parent.GetMatrixTransformToWorld(to_world)
-        vtk.vtkMatrix4x4.Multiply4x4(to_world, matrix, matrix)
-    numbers = [f"{matrix.GetElement(row, column):.6g}" for row in range(3) for column in range(4)]
-    return " ".join([*numbers, *map(str, volume.GetImageData().GetDimensions()), str(bool(rotate))])

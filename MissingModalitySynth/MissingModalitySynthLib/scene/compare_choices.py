@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,14 +10,17 @@ from typing import Any
 from ..errors import InputError, ModelPackageError
 from ..model_package import ListedPackage, ModelPackage
 from .choices import ALL_PLANES, PLANE_CHOICES, Choices, choices_of, chosen_package
-from .provenance import provenance_of, source_nodes_of
+from .comparison import Overlap, metrics_of, overlaps_of
+from .provenance import provenance_of, segmented_volume_of, source_nodes_of, tissues_of
 from .segmentations import SegmentationTask
 from .translation import _
+
+_ENOUGH_VOXELS = 10  # of a segment; the overlap of fewer is chance
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Volume and segmentation nodes to compare; ``other`` is the second segmentation, for Dice."""
+    """Volume and segmentation nodes to compare; ``other`` is the second segmentation, another one, for Dice."""
 
     source: Any
     synthetic: Any
@@ -48,12 +50,38 @@ def comparison_of(parameters: Any) -> Comparison:
     Raises:
         InputError: a volume is lacking.
     """
-    names = ("compareSource", "compareSynthetic", "compareAcquired", "segmentation", "otherSegmentation")
-    source, synthetic, acquired, segmentation, other = (_in_scene(getattr(parameters, name)) for name in names)
+    source, synthetic, acquired = compared_volumes(parameters)
+    segmentation, other = _in_scene(parameters.segmentation), _in_scene(parameters.otherSegmentation)
     if source is None or synthetic is None:
         raise InputError(_("Choose a source and a synthetic volume to compare."))
+    if segmentation is None or other is segmentation:
+        other = None
     rows = PLANE_CHOICES[:-1] if parameters.compareRows == ALL_PLANES else (parameters.compareRows,)
     return Comparison(source, synthetic, acquired, rows, segmentation, other)
+
+
+def compared_volumes(parameters: Any) -> tuple[Any, Any, Any]:
+    """Source, synthetic and acquired volume, None where none is chosen."""
+    return tuple(
+        _in_scene(getattr(parameters, name)) for name in ("compareSource", "compareSynthetic", "compareAcquired")
+    )
+
+
+def follow_volumes(parameters: Any) -> None:
+    """Choose the segmentations anew after other volumes were chosen: Dice and outlines are never of another image.
+
+    Segmentations of the tissues of volumes that are compared no longer give way to those of the two that "Segment both"
+    would segment, if there are both. What the user drew stays.
+    """
+    source, synthetic, acquired = compared_volumes(parameters)
+    chosen = [_in_scene(parameters.segmentation), _in_scene(parameters.otherSegmentation)]
+    shown = (None, source, synthetic, acquired)
+    kept = [node for node in chosen if node is not None and segmented_volume_of(node) in shown]
+    if all(segmented_volume_of(node) is not None for node in kept):
+        pair = [tissues_of(node)[-1:] for node in (synthetic, acquired or source) if node is not None]
+        tissues = [node for each in pair for node in each]
+        kept = tissues if len(tissues) == 2 else kept
+    parameters.segmentation, parameters.otherSegmentation = [*kept, None, None][:2]
 
 
 def metrics_text(chosen: Comparison) -> str:
@@ -64,21 +92,38 @@ def metrics_text(chosen: Comparison) -> str:
     """
     if not chosen.has_metrics:
         return ""
-    from .comparison import dice_of, metrics_of
-
     rows = []
     if chosen.acquired is not None:
         found = metrics_of(chosen.synthetic, chosen.acquired)
         rows += [("PSNR", f"{found.psnr:.1f} dB"), ("NMSE", f"{found.nmse:.3f}"), ("SSIM", f"{found.ssim:.3f}")]
     if len(chosen.segmentations) == 2:
-        overlap = dice_of(*chosen.segmentations, reference=chosen.synthetic)
-        rows += [(_("Dice {name}").format(name=name), _share(value)) for name, value in overlap.items()]
-    cells = "".join(f"<tr><td>{html.escape(name)}&nbsp;&nbsp;</td><td>{value}</td></tr>" for name, value in rows)
+        overlaps = overlaps_of(*chosen.segmentations, reference=chosen.synthetic)
+        places = [_place(node, chosen) for node in chosen.segmentations]
+        rows += [(_("Dice {name}").format(name=name), _share(found, places)) for name, found in overlaps.items()]
+    cells = "".join(
+        f"<tr><td>{html.escape(name)}&nbsp;&nbsp;</td><td>{html.escape(value)}</td></tr>" for name, value in rows
+    )
     return f"<table>{cells}</table>"
 
 
-def _share(value: float) -> str:
-    return _("in neither") if math.isnan(value) else f"{value:.3f}"
+def _share(overlap: Overlap, places: Sequence[str]) -> str:
+    """Dice, or where a segment is, if only one of two has enough of it for a share to mean something."""
+    sizes = overlap.sizes
+    enough = [size >= _ENOUGH_VOXELS for size in sizes]
+    if not all(enough):
+        here = [size > 0 for size in sizes] if not any(enough) else enough
+        if here.count(True) == 1:
+            at = here.index(True)
+            return _("only in {place} ({count} voxels)").format(place=places[at], count=sizes[at])
+        return _("in neither") if not any(here) else _("too small to compare")
+    return f"{overlap.dice:.3f}"
+
+
+def _place(segmentation: Any, chosen: Comparison) -> str:
+    volume = segmented_volume_of(segmentation)
+    places = {"synthetic": _("the synthetic"), "acquired": _("the acquired"), "source": _("the source")}
+    known = (places[column] for column in places if volume is not None and getattr(chosen, column) is volume)
+    return next(known, f"'{segmentation.GetName()}'")
 
 
 def segmentation_task(parameters: Any, packages: Sequence[ListedPackage]) -> SegmentationTask:

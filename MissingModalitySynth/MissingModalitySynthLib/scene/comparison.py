@@ -38,6 +38,14 @@ class Metrics:
         return float(np.mean(known)) if known else None
 
 
+@dataclass(frozen=True)
+class Overlap:
+    """How much of a segment two segmentations share, and how large it is in each, in voxels of the reference."""
+
+    dice: float
+    sizes: tuple[int, int]
+
+
 def metrics_of(synthetic: Any, acquired: Any, segmentations: tuple[Any, Any] | None = None) -> Metrics:
     """Score a synthetic volume against the acquired volume of the same contrast.
 
@@ -69,6 +77,11 @@ def dice_of(first: Any, second: Any, reference: Any) -> dict[str, float]:
     Raises:
         InputError: no name is in both.
     """
+    return {name: overlap.dice for name, overlap in overlaps_of(first, second, reference).items()}
+
+
+def overlaps_of(first: Any, second: Any, reference: Any) -> dict[str, Overlap]:
+    """As :func:`dice_of`, with the sizes."""
     from ..metrics import dice
 
     names = _segments(first), _segments(second)
@@ -77,11 +90,11 @@ def dice_of(first: Any, second: Any, reference: Any) -> dict[str, float]:
         raise InputError(
             f"'{first.GetName()}' and '{second.GetName()}' have no segment of the same name to compare: rename one."
         )
-    first_ids, second_ids = names
-    return {
-        name: dice(_mask(first, first_ids[name], reference), _mask(second, second_ids[name], reference), label=1)
-        for name in common
-    }
+    overlaps = {}
+    for name in common:
+        masks = [_mask(node, ids[name], reference) for node, ids in zip((first, second), names, strict=True)]
+        overlaps[name] = Overlap(dice(*masks, label=1), tuple(int(mask.sum()) for mask in masks))
+    return overlaps
 
 
 def _segments(segmentation: Any) -> dict[str, str]:

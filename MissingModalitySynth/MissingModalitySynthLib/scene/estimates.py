@@ -26,8 +26,10 @@ _SPEED = {"cpu": 2.5e11, "mps": 2e12, "cuda": 1.5e13}
 _SECONDS_PER_MEGAVOXEL = 0.25
 _SECONDS_AT_LEAST = 1.0
 _BYTES_PER_VALUE = 2  # bfloat16; devices without it take twice as much
-_LIVE_ACTIVATIONS = {"regression": 4}  # by method, else 12, as the translators have it
-_GUIDANCE_SECONDS_PER_MEGAVOXEL = 0.8  # a step's gradient of the local mutual information, on the CPU
+_LIVE_ACTIVATIONS = {"regression": 4, ZERO_SHOT: 4}  # by method, else 12; as measured
+# Of zero-shot synthesis on the CPU: the tissues of the source, and a step's gradient of the local mutual information.
+_TISSUES_SECONDS_PER_MEGAVOXEL = 3.5
+_GUIDANCE_SECONDS_PER_MEGAVOXEL = 3.5
 _GUIDANCE_BYTES_PER_VOXEL = 24  # and bin: weights of two images and their gradients, float32
 _ARRAYS_OF_A_VOLUME = 6  # native and canonical, with mask and temporaries
 _PROCESS_BYTES = 500e6  # Python with torch
@@ -124,8 +126,10 @@ def estimate(
     memory = weights + latent * width * _BYTES_PER_VALUE * _LIVE_ACTIVATIONS.get(method, 12)
     if method == ZERO_SHOT:  # with a gradient in each step that lies within the guided range of times
         first, last = configuration.get("guidance_range", (0.0, 1.0)) if configuration.get("guidance") else (0.0, 0.0)
-        guided = math.ceil(evaluations * (last - first)) * samples * targets * voxels / 1e6
-        seconds += guided * _GUIDANCE_SECONDS_PER_MEGAVOXEL * _SPEED["cpu"] / _SPEED.get(kind, _SPEED["cpu"])
+        each = math.ceil(evaluations * (last - first)) * samples * _GUIDANCE_SECONDS_PER_MEGAVOXEL
+        if configuration.get("mode", "guided") == "guided":
+            each += _TISSUES_SECONDS_PER_MEGAVOXEL
+        seconds += each * targets * voxels / 1e6 * _SPEED["cpu"] / _SPEED.get(kind, _SPEED["cpu"])
         memory += voxels * configuration.get("bins", 8) * _GUIDANCE_BYTES_PER_VOXEL
     if kind == "cpu":
         memory += _PROCESS_BYTES + 4 * (native + voxels) * _ARRAYS_OF_A_VOLUME * (sources + targets) / 2

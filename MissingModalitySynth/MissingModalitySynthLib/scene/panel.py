@@ -192,9 +192,13 @@ def _reason(choices: Choices, listed: ListedPackage | None, info: WorkerInfo | N
             return _(
                 "The contrast of '{name}' is not known: choose it beside the volume, or '{other}' if it is not listed."
             ).format(name=name, other=OTHER_CHOICE)
+        if modality in used and modality == OTHER:
+            return _("'{first}' and '{second}' are both of an unlisted contrast: keep one of them.").format(
+                first=used[modality], second=name
+            )
         if modality in used:
             return _("'{first}' and '{second}' are both {modality}: keep one of them.").format(
-                first=used[modality], second=name, modality=shown_name(modality)
+                first=used[modality], second=name, modality=modality
             )
         if modality == OTHER and not package.zero_shot_targets:
             return _("This model cannot start from '{name}': choose its contrast, or a zero-shot model.").format(
@@ -207,6 +211,8 @@ def _reason(choices: Choices, listed: ListedPackage | None, info: WorkerInfo | N
         used[modality] = name
     method = chosen_method(choices, package)
     if method == ZERO_SHOT and len(used) > 1:
+        if len(offered_methods(choices, package)) > 1:
+            return _("Zero-shot synthesis starts from one volume: keep one under Inputs, or choose another method.")
         return _("Zero-shot synthesis starts from one volume: keep one under Inputs.")
     if not any(name in package.targets_of(method) and name not in used for name in choices.targets):
         return _("Tick at least one contrast to synthesize.")

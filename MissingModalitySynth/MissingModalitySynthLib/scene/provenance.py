@@ -24,6 +24,7 @@ _QUANTITY = PREFIX + "quantity"
 _SOURCE_ROLE = PREFIX + "source."
 _REFERENCE_ROLE = PREFIX + "reference"
 _MEAN_ROLE = PREFIX + "mean"
+_SEGMENTED_ROLE = PREFIX + "segmented"
 
 _HEADER = 65536  # bytes; more than the header of any of the formats has
 
@@ -126,6 +127,23 @@ def deviation_of(node):
     """The standard deviation of a synthesized volume; None where there is none."""
     deviations = (each for each in synthetic_nodes(node.GetScene()) if is_deviation(each) and mean_of(each) is node)
     return next(deviations, None)
+
+
+def refer_to_segmented(segmentation, volume) -> None:
+    """Point the segmentation of a volume's tissues to that volume."""
+    segmentation.SetNodeReferenceID(_SEGMENTED_ROLE, volume.GetID())
+
+
+def segmented_volume_of(segmentation):
+    """The volume node that a segmentation was made of; None for others, or where it is no longer in the scene."""
+    return segmentation.GetNodeReference(_SEGMENTED_ROLE)
+
+
+def tissues_of(volume) -> list:
+    """The segmentations that were made of a volume, in the order in which they were added."""
+    scene, kind = volume.GetScene(), "vtkMRMLSegmentationNode"
+    nodes = [scene.GetNthNodeByClass(index, kind) for index in range(scene.GetNumberOfNodesByClass(kind))]
+    return [node for node in nodes if segmented_volume_of(node) is volume]
 
 
 def restore_provenance(node) -> bool:

@@ -23,6 +23,7 @@ from .provenance import (
     reference_of,
     source_nodes_of,
     synthetic_results,
+    tissues_of,
 )
 from .subject_hierarchy import forget, place_beside
 from .volumes import Grid, geometry_of, grid_from, grid_of, image_of, set_grid, volume_of
@@ -59,7 +60,8 @@ def add_results(
         reference: the modality of the source whose grid the results have.
         results: by target. The grid may have another spacing than the reference's if it covers the same field of view.
         replace: whether the latest earlier result of the same target, sources and reference is updated, keeping its
-            name and the display that the user chose; else all are new nodes with names of their own.
+            name and the display that the user chose, without the segmentation of its former tissues; else all are new
+            nodes with names of their own.
 
     Returns:
         The nodes of the volumes (without standard deviations), in the order of ``results``.
@@ -79,6 +81,7 @@ def add_results(
             old = _earlier(scene, target, sources, base) if replace else None
             old_deviation = deviation_of(old) if old is not None else None
             about = _About(target, sources, reference, result.provenance)
+            outdated += tissues_of(old) if old is not None else []  # of other voxels
             node = _put(scene, old, result.volume, about, rollback)
             nodes.append(node)
             if result.std is not None:
@@ -92,12 +95,13 @@ def add_results(
 
 
 def remove_results(scene, nodes: Iterable) -> None:
-    """Remove synthesized volumes with their standard deviations and displays; one undo step where undo is on."""
+    """Remove synthesized volumes with all that was made of them: standard deviations, segmentations of the tissues,
+    displays; one undo step where undo is on."""
     nodes = list(nodes)
     scene.SaveStateForUndo()
     with batch(scene):
         for node in nodes:
-            for each in (deviation_of(node), node):
+            for each in (deviation_of(node), *tissues_of(node), node):
                 if each is not None:
                     _remove(scene, each)
 
@@ -149,7 +153,7 @@ def _put(scene, old, volume: Volume, about: _About, rollback: ExitStack):
     image = image_of(volume.array)
     node = old
     if node is None:
-        node = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", scene.GenerateUniqueName(about.name))
+        node = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", free_name(scene, about.name))
         rollback.callback(_remove, scene, node)
         node.SetUndoEnabled(base.GetUndoEnabled())  # MRML wants nodes that refer to each other to agree in this
         refer(node, about.sources, about.reference, about.mean)
@@ -177,10 +181,16 @@ def _fill(node, image, grid: Grid, transform_id: str | None, provenance: Mapping
 
 def _remove(scene, node) -> None:
     displays = [node.GetNthDisplayNode(index) for index in range(node.GetNumberOfDisplayNodes())]
-    forget(node)
-    for each in (*displays, node.GetStorageNode(), node):
+    for each in (*displays, node.GetStorageNode()):
         if each is not None:
             scene.RemoveNode(each)
+    forget(node)  # after the displays, whose end Slicer tells the items of a segmentation
+    scene.RemoveNode(node)
+
+
+def free_name(scene, name: str) -> str:
+    """The name itself where no node has it, also after one that had it was removed; else with a number."""
+    return name if scene.GetFirstNodeByName(name) is None else scene.GenerateUniqueName(name)
 
 
 def check_sources(scene, sources: Mapping[str, Any]) -> None:

@@ -11,8 +11,8 @@ from vtk.util.numpy_support import vtk_to_numpy
 
 from ..segmentation import CLASSES
 from ..worker.jobs import SegmentationJob, TargetResult
-from .provenance import PREFIX, record
-from .results import batch, check_grid, check_sources
+from .provenance import record, refer_to_segmented, tissues_of
+from .results import batch, check_grid, check_sources, free_name
 from .subject_hierarchy import place_beside
 from .translation import _
 from .volumes import grid_from, volume_of
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from ..model_package import ModelPackage
     from ..volume import Volume
 
-_SEGMENTED_ROLE = PREFIX + "segmented"
+# Outlines lie on grey images, beside a crosshair of orange yellow.
 _COLORS = {
-    "CSF": (0.25, 0.65, 1.0),
-    "grey matter": (1.0, 0.8, 0.2),
-    "white matter": (0.95, 0.95, 0.95),
-    "deep grey matter": (0.3, 0.85, 0.35),
-    "lesion": (1.0, 0.25, 0.25),
+    "CSF": (0.25, 0.45, 1.0),
+    "grey matter": (0.3, 0.85, 0.2),
+    "white matter": (1.0, 0.3, 0.9),
+    "deep grey matter": (0.1, 0.95, 0.9),
+    "lesion": (1.0, 0.2, 0.15),
 }
 
 
@@ -72,7 +72,8 @@ def add_segmentations(
     """Add the label maps of a run to the scene: all of them, or, where anything is wrong, none.
 
     Every segmentation has a segment for each tissue, the parent transform of its volume and a place beside it in the
-    subject hierarchy. The volumes are not modified.
+    subject hierarchy. It is not shown: the comparison outlines it, and the user can show it. The volumes are not
+    modified.
 
     Args:
         scene: the scene that the volumes are in.
@@ -95,22 +96,16 @@ def add_segmentations(
         return [_put(scene, sources[key], result, replace) for key, result in results.items()]
 
 
-def segmented_volume_of(segmentation: Any) -> Any | None:
-    """The volume node that a segmentation was made of; None for others, or where it is no longer in the scene."""
-    return segmentation.GetNodeReference(_SEGMENTED_ROLE)
-
-
 def _put(scene: Any, source: Any, result: TargetResult, replace: bool) -> Any:
-    kind = "vtkMRMLSegmentationNode"
-    nodes = [scene.GetNthNodeByClass(index, kind) for index in range(scene.GetNumberOfNodesByClass(kind))]
-    earlier = [node for node in nodes if segmented_volume_of(node) is source] if replace else []
+    earlier = tissues_of(source) if replace else []
     if earlier:
         node = earlier[-1]
     else:
-        node = scene.AddNewNodeByClass(kind, scene.GenerateUniqueName(f"{source.GetName()} (tissues)"))
+        node = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", free_name(scene, f"{source.GetName()} (tissues)"))
         node.SetUndoEnabled(source.GetUndoEnabled())
-        node.SetNodeReferenceID(_SEGMENTED_ROLE, source.GetID())
+        refer_to_segmented(node, source)
         node.CreateDefaultDisplayNodes()
+        node.GetDisplayNode().SetVisibility(False)  # it would fill the head in all of the user's own views
         place_beside(node, source, "Segmentations")
     changing = node.StartModify()
     _fill(node.GetSegmentation(), result.volume)

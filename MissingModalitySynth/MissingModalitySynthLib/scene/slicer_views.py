@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
+_LEAST_WIDTH = 150  # pixels; the bar alone would ask for more than 300
+
 
 class Views(Protocol):
     """The slice views of an application, by the name of their slice node."""
@@ -17,6 +19,9 @@ class Views(Protocol):
 
     def render(self, name: str) -> None:
         """Draw a view again soon."""
+
+    def allow_narrow(self, name: str) -> None:
+        """Let a view be narrower than the bar above it, so that several stand side by side on any screen."""
 
     def when_laid_out(self, callback: Callable[[], None]) -> None:
         """Call back once the views of a new layout have their final size."""
@@ -40,6 +45,11 @@ class SlicerViews:
         widget = self._widget(name)
         if widget:
             widget.sliceView().scheduleRender()
+
+    def allow_narrow(self, name: str) -> None:
+        widget = self._widget(name)
+        if widget:
+            widget.setMinimumWidth(_LEAST_WIDTH)
 
     def when_laid_out(self, callback: Callable[[], None]) -> None:
         import qt

@@ -7,9 +7,17 @@ from typing import Any
 
 import slicer
 
-from ..scene.compare_choices import can_segment, compared_with, comparison_of, metrics_text, segmentation_task
+from ..scene.compare_choices import (
+    can_segment,
+    compared_volumes,
+    compared_with,
+    comparison_of,
+    follow_volumes,
+    metrics_text,
+    segmentation_task,
+)
 from ..scene.compare_layout import COLUMNS
-from ..scene.provenance import SYNTHETIC
+from ..scene.provenance import SYNTHETIC, segmented_volume_of
 from ..scene.translation import _
 from .application import ensure_dependencies
 from .context import Context, offer_all_but
@@ -25,7 +33,7 @@ class CompareSection:
 
     def __init__(self, ui: Any, context: Context) -> None:
         self._ui, self._context = ui, context
-        self._view = self._shown = self._measured = None
+        self._view = self._shown = self._measured = self._volumes = None
         self._segmenting = False
         ui.compareSyntheticSelector.addAttribute("vtkMRMLScalarVolumeNode", SYNTHETIC, "1")
         ui.startCompareButton.connect("clicked(bool)", lambda checked: self.open())
@@ -50,6 +58,7 @@ class CompareSection:
         from ..scene.compare import CompareView
 
         with self._context.problems():
+            self._follow_volumes()
             chosen = comparison_of(self._context.parameters)
             ensure_dependencies(self._context.logic.requirements)
             if self._view is None:
@@ -63,6 +72,7 @@ class CompareSection:
                 acquired=chosen.acquired,
                 rows=chosen.rows,
                 segmentations=chosen.segmentations,
+                anew=anew,
             )
             self._ui.fadeSlider.value = self._view.fade
             self._outline()
@@ -72,6 +82,12 @@ class CompareSection:
                 self._ui.metricsLabel.text = _("Measuring...")
                 self._context.later(self._measure)
         self.enable()
+
+    def _follow_volumes(self) -> None:
+        volumes = compared_volumes(self._context.parameters)
+        if volumes != self._volumes:
+            self._volumes = volumes
+            follow_volumes(self._context.parameters)
 
     def _measure(self) -> None:
         """Fill in the metrics, which take a second or two."""
@@ -89,10 +105,11 @@ class CompareSection:
             self._segmenting = True
 
     def _segmented(self, nodes: Sequence[Any]) -> None:
-        """Outline both segmentations and measure their overlap."""
+        """Outline both segmentations and measure their overlap, unless other volumes were chosen meanwhile."""
         parameters = self._context.parameters
-        parameters.segmentation, parameters.otherSegmentation = nodes
-        self.open()
+        if all(segmented_volume_of(node) in compared_volumes(parameters) for node in nodes):
+            parameters.segmentation, parameters.otherSegmentation = nodes
+            self.open()
 
     def replaced(self, nodes: Sequence[Any]) -> None:
         """Volumes have new voxels: a comparison of one of them is shown anew."""
@@ -113,6 +130,8 @@ class CompareSection:
             self._segmenting = False
             if session.results:
                 self._segmented(session.results)
+        if self._context.parameters is not None:
+            self._follow_volumes()
         possible = can_segment(self._context.parameters, self._context.packages)
         self._ui.segmentButton.enabled = possible and not session.running
         outlined = self._ui.segmentationSelector.currentNode() is not None

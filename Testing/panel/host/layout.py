@@ -36,6 +36,9 @@ class _SliceWidget:
     def sliceLogic(self):
         return self._logic
 
+    def setMinimumWidth(self, pixels):
+        pass
+
     def sliceView(self):
         return self._view
 
