@@ -282,9 +282,9 @@ def _translate(
 
 def _to_native(values: np.ndarray, what: str, request: Request, prepared: _Prepared) -> Volume:
     """From [-1, 1] on the canonical grid to the reference's units on its grid, shaded."""
-    if prepared.shading is not None:
-        values = (values + 1) * prepared.shading - 1
     array = np.where(prepared.mask, unscale(values, prepared.intensities), 0)
+    if prepared.shading is not None:
+        array = array * prepared.shading
     native = from_canonical(array, prepared.grid).array * prepared.native_mask
     name = f"{what} (synthetic from {' + '.join(map(shown_name, request.sources))})"
     return Volume(native, request.reference.geometry, name)
