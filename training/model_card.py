@@ -169,10 +169,11 @@ def _protocols(pathology: float) -> str:
 {protocol_table()}
 
 Times in ms, angles in degrees, contrast agent in standard doses; ranges of {_DRAWS} draws. Targets are clean images \
-of the narrow protocols, without the shading of coils: results get that of their sources afterwards. Sources follow the wide ones, may be displaced by up to {SHIFT:g} mm and {TURN:g} degree, and \
-get a bias field, motion, thick slices, blur, noise and a gamma (`training/simulation/artefacts.py`); some have a \
-contrast that follows no physics. T1ce as a target repeats the protocol of a source T1 in {SAME_SESSION:.0%} of the \
-cases that have one. A head has white-matter lesions with a chance of {chances["lesions"]:.0f} %, a \
+of the narrow protocols, without the shading of coils: results get that of their sources afterwards. Sources follow \
+the wide ones, may be displaced by up to {SHIFT:g} mm and {TURN:g} degree, and get a bias field, motion, thick slices, \
+blur, noise and a gamma (`training/simulation/artefacts.py`); some have a contrast that follows no physics. T1ce as a \
+target repeats the protocol of a source T1 in {SAME_SESSION:.0%} of the cases that have one. A head has white-matter \
+lesions with a chance of {chances["lesions"]:.0f} %, a \
 glioma with {chances["glioma"]:.0f} %, an infarct with {chances["infarct"]:.0f} %."""
 
 
