@@ -115,13 +115,13 @@ def export(
     trained = trained_subjects(main)
     said = data_source(main, trained)
     modalities = list(configuration["modalities"])
-    made_zero_shot = list(configuration["midiffusion"]["targets"])
+    zero_shot_targets = list(configuration["midiffusion"]["targets"])
     makes = []
     if paired := [method for method in methods if method != ZERO_SHOT]:
         makes.append(f"Any non-empty set of {', '.join(modalities)} to any other of them")
     if ZERO_SHOT in methods:
-        about["zero_shot"] = {"targets": made_zero_shot}
-        makes.append(f"{'any' if paired else 'Any'} single contrast to {', '.join(made_zero_shot)}")
+        about["zero_shot"] = {"targets": zero_shot_targets}
+        makes.append(f"{'any' if paired else 'Any'} single contrast to {', '.join(zero_shot_targets)}")
     if simulated(main):
         about["shading"] = "removed"  # simulated targets have none
     title = f"MissingModalitySynth {output.name}"

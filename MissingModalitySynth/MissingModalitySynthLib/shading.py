@@ -7,7 +7,6 @@ beside the source an image without it looks brighter here and darker there for n
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import reduce
 
 import numpy as np
 import SimpleITK as sitk
@@ -64,7 +63,7 @@ def shared_shading(images: Iterable[np.ndarray], mask: np.ndarray, spacing: tupl
     for image in images:
         inside = mask & (image > -1)
         fields.append(np.log(estimate_field(np.maximum(image + 1, 2 * _DARKEST), inside, spacing)))
-    field = reduce(np.add, fields) / len(fields)
+    field = np.mean(fields, axis=0)
     field -= field[mask].mean()
     strength = field[mask].std()
     return np.exp(field * np.clip(2 - strength / ORDINARY, 0, 1)).astype(np.float32)

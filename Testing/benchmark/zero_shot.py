@@ -250,8 +250,9 @@ def main() -> None:
     records = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
     known = {identity(record) for record in records}
     for kind, case in heads(configuration, options):
-        records += records_of(case, kind, judge, rows, known)
-        file.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+        for record in records_of(case, kind, judge, rows, known):
+            records.append(record)
+            file.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
     text = table(records)
     (options.output / "zero-shot.md").write_text(text + "\n", encoding="utf-8")
     print(text)

@@ -1,8 +1,8 @@
 """Sums over the window around every voxel, and their adjoint, for maps (B, K, *spatial) of two or three dimensions.
 
-At the border windows are cut. There are two ways, of which each is several times faster than the other, and than
-pooling, where it is at home: products with matrices for large windows and strides, and sums of shifted copies for
-windows of three voxels.
+At the border windows are cut. There are two ways, of which each is faster on a CPU than the other, and than pooling,
+where it is at home: products with matrices for large windows and strides, and sums of shifted copies for windows of
+three voxels (``Testing/benchmark/mutual_information.py``).
 """
 
 from __future__ import annotations
