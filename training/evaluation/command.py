@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a model package, by name or folder, in the place of a run's networks; with SUBJECT=, again and again: of "
         "this subject alone, say one that did not train on it",
     )
+    group.add_argument("--no-shading", action="store_true", help="results without the shading of their sources")
     group.add_argument("--subjects", type=Path, help="folder or CSV table of subjects, in the place of the recipe's")
     group.add_argument("--split", choices=("validation", "test"), help="of the recipe's scans (default: test)")
     group.add_argument("--judge", type=Path, help="Python file with scores(prediction, target, mask); it is run")
@@ -51,7 +52,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def given(options: argparse.Namespace) -> list[str]:
     """Those of the options that were given, as the command line spells them."""
-    names = ("package", "subjects", "split", "judge", "pairs", "brain", "steps", "samples", "many_to_one", "robustness")
+    names = (
+        "package",
+        "subjects",
+        "split",
+        "judge",
+        "pairs",
+        "brain",
+        "steps",
+        "samples",
+        "many_to_one",
+        "robustness",
+        "no_shading",
+    )
     return [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) not in (None, False, [])]
 
 
@@ -95,7 +108,7 @@ def run(options: argparse.Namespace, configuration: Mapping[str, Any]) -> str:
                 many_to_one=options.many_to_one,
                 robustness=options.robustness,
                 device=configuration["device"],
-                shading=not heads,
+                shading=not (heads or options.no_shading),
             ),
             about=about,
             count=count,
