@@ -41,7 +41,7 @@ exit codes:
     6  not enough memory
     7  the output cannot be written: no permission, disk full, there already
     8  the process that computes died
-    9  guided sampling diverged
+    9  the sampling diverged
   130  stopped by Ctrl-C; nothing was kept
 """
 
@@ -151,7 +151,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--samples", type=int, default=1, metavar="N", help="average of so many samples, and their standard deviation"
     )
     command.add_argument(
-        "--keep-last-good", action="store_true", help="where guidance diverges, keep the last good estimate"
+        "--keep-last-good", action="store_true", help="where sampling diverges, keep the last good estimate"
     )
     command.add_argument(
         "--no-shading", action="store_true", help="do not give results the shading of coils that their sources have"

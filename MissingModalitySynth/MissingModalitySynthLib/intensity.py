@@ -2,6 +2,7 @@
 
 Networks see [-1, 1], scaled by the 0.5th and 99.5th percentile of the cropped head, background included (the
 preprocessing of Kim and Park, "Adaptive Latent Diffusion Model for 3D Medical Image to Image Translation", WACV 2024).
+What they make may be brighter, up to BRIGHTEST: oedema in FLAIR is, where the percentile lies in healthy tissue.
 """
 
 from collections.abc import Sequence
@@ -14,14 +15,19 @@ from skimage.filters import threshold_otsu
 
 from .errors import InputError
 
+DARKEST = -1 + 2**-8  # of a head, in bfloat16 too: exactly -1 is background, so that dark fluid is no hole in a brain
+BRIGHTEST = 2.2  # of what is made: 1.6 times the percentile
+
 # Fractions of the bright tissue's signal (98th percentile): below the first may be air (as in FSL's BET); what differs
 # less than the second from a constant background is an interpolation's ringing.
 _FRACTION_OF_BRIGHT = 0.1
 _TRACE = 0.01
+_LEVEL = 0.001  # and less than this far from the head
 _AIR_SHARE = 0.1  # with more such dark voxels inside a constant frame, that frame pads a whole head with its air
 _OTSU_SHARE = 0.6  # Otsu's threshold lies between air and bright tissue; dark tissue and skull are below it
 _HEAD_ON_BORDER = 0.6  # share of border voxels above the threshold, beyond which there is no air around
 _AMID_TISSUE = 0.01  # share of voxels that must be darker than a background, beyond stray negative ones
+_RIM = 2  # voxels, half the width of the gaps in a brain's outline that are closed
 _SMALL_COMPONENT = 0.1  # of the largest one; smaller ones are noise, ghosts, a marker
 _ENOUGH_VOXELS = 256
 _SAMPLE_MM = 2.0  # distance of the voxels that tell of each other's neighbourhood, and of those neighbours
@@ -63,39 +69,59 @@ def intensity_range(array: np.ndarray, low: float = 0.5, high: float = 99.5) -> 
     return IntensityRange(float(bottom), float(top))
 
 
-def scale(array: np.ndarray, intensities: IntensityRange) -> np.ndarray:
-    """Map ``low`` to -1 and ``high`` to 1 and clip to [-1, 1]; float32, same shape."""
+def scale(array: np.ndarray, intensities: IntensityRange, brightest: float = 1.0) -> np.ndarray:
+    """Map ``low`` to -1 and ``high`` to 1 and clip to [-1, ``brightest``]; float32, same shape."""
     scaled = (array.astype(np.float32) - np.float32(intensities.low)) * np.float32(
         2.0 / (intensities.high - intensities.low)
     )
     scaled -= 1
-    return np.clip(scaled, -1, 1, out=scaled)
+    return np.clip(scaled, -1, brightest, out=scaled)
 
 
 def unscale(array: np.ndarray, intensities: IntensityRange) -> np.ndarray:
-    """Map [-1, 1] to non-negative intensities in the units of the source; float32, same shape.
+    """Map [-1, BRIGHTEST] to non-negative intensities in the units of the source; float32, same shape.
 
     -1 (background) becomes 0, and 1 becomes ``high``, so a synthetic volume has the source's usual window. A source
     with negative intensities (an offset) is shifted: 1 becomes ``high - low``.
     """
     top = intensities.high - min(intensities.low, 0.0)
-    return (np.clip(array, -1, 1).astype(np.float32) + 1) * np.float32(top / 2)
+    return (np.clip(array, -1, BRIGHTEST).astype(np.float32) + 1) * np.float32(top / 2)
 
 
-def normalise(array: np.ndarray, low: float = 0.5, high: float = 99.5) -> tuple[np.ndarray, IntensityRange]:
-    """A head crop as the networks see it, in [-1, 1], and the range that was found.
+def normalise(
+    array: np.ndarray,
+    low: float = 0.5,
+    high: float = 99.5,
+    *,
+    brightest: float = 1.0,
+    native: np.ndarray | None = None,
+) -> tuple[np.ndarray, IntensityRange]:
+    """A head crop as the networks see it, in [-1, ``brightest``], and the range that was found.
 
     A constant background that lies amid the tissue, as that of a z-scored and skull-stripped volume does, is first set
-    to the darkest intensity: the networks know background as dark.
+    to the darkest intensity: the networks know background as dark. A constant background around the head is -1 and
+    what it surrounds is at least DARKEST; without one, all is at least DARKEST.
+
+    Args:
+        array: the head crop, 3D.
+        low, high: percentiles.
+        brightest: where to clip.
+        native: the image before it was resampled, after which a background is no longer constant; None: the array.
 
     Raises:
         InputError: there is no image in the array.
     """
-    constant = _constant_background(array)
-    if constant is not None and np.mean(array < constant) > _AMID_TISSUE:
-        array = np.where(array == constant, array.min(), array)
+    constant = _level_background(array if native is None else native)
+    outside = None if constant is None else _outside(array, constant)
+    if outside is not None and np.mean(array < constant) > _AMID_TISSUE:
+        # tissue is as bright as this background somewhere, so that its rim is not open to it
+        outside &= ~ndimage.binary_closing(~outside, iterations=_RIM)
+        array = np.where(outside, array.min(), array)
     found = intensity_range(array, low, high)
-    return scale(array, found), found
+    image = np.maximum(scale(array, found, brightest), np.float32(DARKEST))
+    if outside is not None:
+        image[outside] = -1
+    return image, found
 
 
 def background_value(array: np.ndarray) -> float:
@@ -199,6 +225,26 @@ def _constant_background(array: np.ndarray) -> float | None:
     values, counts = np.unique(_border(array), return_counts=True)
     commonest = counts.argmax()
     return float(values[commonest]) if counts[commonest] > 0.5 * counts.sum() else None
+
+
+def _level_background(array: np.ndarray) -> float | None:
+    """A background as :func:`_constant_background` finds it, also where an interpolation left traces far from the head.
+
+    Air has more noise than that.
+    """
+    border = _border(array)
+    level = float(np.median(border))
+    bright = np.percentile(np.abs(array - level), 99)
+    return level if np.mean(np.abs(border - level) <= _LEVEL * bright) > 0.5 else None
+
+
+def _outside(array: np.ndarray, constant: float) -> np.ndarray:
+    """What is as the constant background, but for traces of interpolation, and connected to the border."""
+    deviation = np.abs(array - np.float32(constant))
+    inside = deviation > 0
+    if not inside.any():
+        return ~inside
+    return ~_fill_holes(deviation > _TRACE * np.percentile(deviation[inside], 98))
 
 
 def _large_components(mask: np.ndarray) -> np.ndarray:

@@ -59,10 +59,15 @@ class Run:
         self._counts = (targets, samples, steps)
         self._done = 0.0
         self._shown = 0.0
+        self._joint = self._stepped = False
 
-    def expect(self, samples: int, steps: int) -> None:
-        """Correct what was assumed, once the translator is known; also where a run begins again on another device."""
+    def expect(self, samples: int, steps: int, joint: bool = False) -> None:
+        """Correct what was assumed, once the translator is known; also where a run begins again on another device.
+
+        ``joint``: all targets are made in the steps of the first.
+        """
         self._counts = (self._counts[0], samples, steps)
+        self._joint, self._stepped = joint, False
         self._done = _UNITS["load model"] + _UNITS["prepare"]
 
     @contextmanager
@@ -85,11 +90,14 @@ class Run:
             Cancelled: when the user wants to stop.
         """
 
+        unit = 0.0 if self._joint and self._stepped else _UNITS["step"]
+        self._stepped = True
+
         def announce(step: int, steps: int) -> None:
-            self._done += _UNITS["step"] if step else 0.0
+            self._done += unit if step else 0.0
             self._announce(f"step {step + 1} of {steps}", target)
             if step + 1 == steps:
-                self._done += _UNITS["step"]
+                self._done += unit
 
         return announce
 
@@ -97,10 +105,10 @@ class Run:
         if self._cancelled():
             raise Cancelled("Cancelled; nothing was kept.")
         targets, samples, steps = self._counts
-        one_sample = steps * _UNITS["step"] + _UNITS["decode"]
-        one_target = _UNITS["condition"] + samples * one_sample
+        sampling = _UNITS["condition"] + samples * steps * _UNITS["step"]
+        work = sampling * (1 if self._joint else targets) + targets * samples * _UNITS["decode"]
         rest = sum(_UNITS[name] for name in ("load model", "prepare", "encode", "native grid"))
-        fraction = min(self._done / (rest + targets * one_target), 1.0)
+        fraction = min(self._done / (rest + work), 1.0)
         elapsed = time.monotonic() - self._started
         left = elapsed * (1 - fraction) / fraction if fraction > 0.1 else None
         self._shown = max(self._shown, fraction)  # more steps than assumed, or a second start: the bar waits

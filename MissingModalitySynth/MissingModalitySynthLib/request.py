@@ -30,7 +30,7 @@ class Request:
         device: see :func:`~.device.choose_device`.
         shading: the results get the coil's shading of the sources, where the model makes images without any (see
             ``shading``); False: they do not.
-        keep_last_good: where guidance diverges, the result is the last good estimate, and a notice and the provenance
+        keep_last_good: where sampling diverges, the result is the last good estimate, and a notice and the provenance
             say so; else it is an error.
     """
 

@@ -181,7 +181,7 @@ def label(
 
     head = head_mask(volume.array) if mask is None else mask
     grid = canonical_grid(volume, _SPACING, _MULTIPLE, mask=head)
-    image = torch.from_numpy(normalise(to_canonical(volume, grid))[0])[None, None]
+    image = torch.from_numpy(normalise(to_canonical(volume, grid), native=volume.array)[0])[None, None]
     device = next(network.parameters()).device
     dtype = autocast_dtype(device)
     with torch.inference_mode(), torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):

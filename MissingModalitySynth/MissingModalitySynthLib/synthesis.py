@@ -20,7 +20,7 @@ from .decoding import decode
 from .device import CPU, autocast_dtype, channels_last, choose_device, free_memory, is_out_of_memory
 from .errors import DivergenceError, InputError, ModelPackageError, OutOfMemoryError
 from .input_range import range_warnings
-from .intensity import IntensityRange, head_mask, neighbour_information, normalise, unscale
+from .intensity import BRIGHTEST, IntensityRange, head_mask, neighbour_information, normalise, unscale
 from .modality import shown_name
 from .model_package import ModelPackage
 from .package_format import ZERO_SHOT
@@ -40,8 +40,8 @@ class Result:
     """What came out of a request.
 
     Attributes:
-        volumes: by target: float32, on the reference's exact grid, 0 where the sources show no head, and at most as
-            bright as the reference: its 99.5th percentile, counted from its background, times the shading.
+        volumes: by target: float32, on the reference's exact grid, 0 where the sources show no head, and at most
+            1.6 times as bright as the reference: its 99.5th percentile, from its background, times the shading.
         deviations: by target, if samples > 1: the standard deviation over the samples, in the same units.
         provenance: by target: everything that is needed to tell where the volume came from, as plain data.
         seconds: by stage.
@@ -75,7 +75,7 @@ def synthesize(
         GeometryError: when the sources do not show the same part of the patient.
         ModelPackageError: when the package is damaged or cannot do what is asked.
         OutOfMemoryError: when neither the device nor the CPU has the memory.
-        DivergenceError: when guidance ran away, and the last good estimate is not wanted or there is none.
+        DivergenceError: when the sampling ran away, and the last good estimate is not wanted or there is none.
         Cancelled: when ``cancelled`` returned true.
     """
     request = checked(request)
@@ -141,7 +141,7 @@ class _Prepared:
 
 
 class _Made(NamedTuple):
-    """Mean and standard deviation (samples > 1) in [-1, 1] on the canonical grid; the step before which guidance
+    """Mean and standard deviation (samples > 1) in [-1, BRIGHTEST] on the canonical grid; the step before which it
     diverged, where what it had reached was kept."""
 
     mean: np.ndarray
@@ -185,7 +185,7 @@ def _prepare(request: Request, multiple: int) -> _Prepared:
         if request.method == ZERO_SHOT:  # the others know how their sources look, see input_range
             _check_anatomy(volume, head if volume is reference else head_mask(volume.array))
         array = to_canonical(volume, grid)
-        image, found = normalise(array, *percentiles)
+        image, found = normalise(array, *percentiles, native=volume.array)
         if intensities is None or volume is reference:
             intensities = found
         if volume is not reference:
@@ -245,14 +245,16 @@ def _translate(
     if samples < request.samples:
         notices.append(f"The method '{request.method}' is deterministic here; one sample was made.")
     steps = _steps(request, translator)
-    run.expect(samples, steps)
+    run.expect(samples, steps * translator.passes, joint=translator.joint)
     made = {}
+    condition = None
     with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
         with run.stage("encode"):
             latents = translator.encode({name: image.to(device) for name, image in prepared.images.items()})
         for target in request.targets:
-            with run.stage("condition", target):
-                condition = translator.condition(latents, target)
+            if condition is None or not translator.joint:
+                with run.stage("condition", target):
+                    condition = translator.condition(latents, target)
             total, total_square, diverged = 0.0, 0.0, None
             for sample in range(samples):
                 generator = torch.Generator().manual_seed(crc32(f"{request.seed} {target} {sample}".encode()))
@@ -268,7 +270,7 @@ def _translate(
                         notices.append(f"{target}: {str(error).partition(';')[0]}; the last good estimate was kept.")
                 with run.stage("decode", target):
                     image = decode(translator, result, free_memory(device), notices)
-                    image = image[0, 0].float().clamp(-1, 1).cpu().numpy()
+                    image = image[0, 0].float().clamp(-1, BRIGHTEST).cpu().numpy()
                 total = total + image.astype(np.float64)
                 total_square = total_square + image.astype(np.float64) ** 2
             mean = total / samples
@@ -281,7 +283,7 @@ def _translate(
 
 
 def _to_native(values: np.ndarray, what: str, request: Request, prepared: _Prepared) -> Volume:
-    """From [-1, 1] on the canonical grid to the reference's units on its grid, shaded."""
+    """From [-1, BRIGHTEST] on the canonical grid to the reference's units on its grid, shaded."""
     array = np.where(prepared.mask, unscale(values, prepared.intensities), 0)
     if prepared.shading is not None:
         array = array * prepared.shading

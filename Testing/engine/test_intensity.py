@@ -1,12 +1,18 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
+from MissingModalitySynthLib.canonical import canonical_grid, resample_to, to_canonical
 from MissingModalitySynthLib.errors import InputError
 from MissingModalitySynthLib.intensity import (
+    BRIGHTEST,
+    DARKEST,
     IntensityRange,
     background_value,
     head_mask,
@@ -15,6 +21,7 @@ from MissingModalitySynthLib.intensity import (
     scale,
     unscale,
 )
+from MissingModalitySynthLib.volume import Geometry, Volume
 from MissingModalitySynthLib.volume_io import read_volume
 
 SHAPE = (48, 56, 52)
@@ -196,7 +203,8 @@ def test_a_z_scored_brain_on_zero_is_normalised_with_a_dark_background():
     scored = np.where(brain, (signal - signal[brain].mean()) / signal[brain].std(), 0).astype(np.float32)
     normalised, found = normalise(scored)
     assert (normalised[~brain] == -1).all()
-    inside = brain & (np.abs(normalised) < 1)  # not clipped by the percentiles
+    assert (normalised[brain] > -1).mean() > 0.995  # but for spots of its surface
+    inside = brain & (normalised > DARKEST) & (normalised < 1)  # not clipped
     np.testing.assert_allclose(unscale(normalised, found)[inside] + found.low, scored[inside], atol=1e-4)
 
 
@@ -205,3 +213,61 @@ def test_a_few_negative_voxels_do_not_make_the_background_dark():
     stray = signal.copy()
     stray[20, 20:26, 20] = -5
     np.testing.assert_array_equal(normalise(stray)[0][~ball()], normalise(signal)[0][~ball()])
+
+
+def test_dark_tissue_is_no_background_and_only_what_surrounds_a_stripped_brain_is():
+    brain = ball()
+    signal = np.where(brain, tissue(), 0).astype(np.float32)
+    signal[19:23, 19:23, 19:23] = 0  # fluid as dark as the background, enclosed in the brain
+    signal[brain & (np.arange(len(signal))[:, None, None] < 12)] *= 1e-6  # and as dark as traces, but at its edge
+    image = normalise(signal)[0]
+    np.testing.assert_array_equal(image[19:23, 19:23, 19:23], np.float32(DARKEST))
+    traces = brain & (signal < 1e-3) & (signal > 0)
+    np.testing.assert_array_equal(image == -1, ~brain | traces)
+    assert image[brain & ~traces].min() == np.float32(DARKEST)
+
+
+def test_noisy_air_is_no_background_set_to_zero():
+    air = np.random.default_rng(0).rayleigh(3, ball().shape).astype(np.float32)
+    image = normalise(np.where(ball(), tissue(), air))[0]
+    assert image.min() == np.float32(DARKEST)
+    assert torch.tensor(DARKEST).bfloat16() > -1  # networks see it in this type
+
+
+def test_what_is_brighter_than_the_percentile_can_be_kept_and_comes_back():
+    signal = np.where(ball(), tissue(), 0).astype(np.float32)
+    signal[20, 20:24, 20] = 1.5 * np.percentile(signal, 99.5)
+    image, found = normalise(signal, brightest=BRIGHTEST)
+    assert normalise(signal)[0].max() == 1 < image.max() < BRIGHTEST
+    np.testing.assert_allclose(unscale(image, found)[20, 20:24, 20], signal[20, 20:24, 20], rtol=1e-5)
+    np.testing.assert_allclose(unscale(np.full(1, 9.0), found), found.high * (BRIGHTEST + 1) / 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("z_scored", [False, True])
+@pytest.mark.parametrize("spacing", [(0.8, 0.8, 0.8), (0.94, 0.94, 1.5), (1.2, 1.2, 1.2)])
+def test_the_background_of_a_stripped_brain_is_known_on_another_lattice(spacing, z_scored):
+    """Interpolation rings around a brain that has values on both sides of its background."""
+    brain, signal = ball(), tissue()
+    stripped = np.where(brain, signal, 0).astype(np.float32)
+    stripped[18, 20:24, 20] = -0.05 * signal.max()
+    if z_scored:
+        stripped = np.where(brain, (signal - signal[brain].mean()) / signal[brain].std(), 0).astype(np.float32)
+    volume = Volume(stripped, Geometry(stripped.shape, spacing))
+    grid = canonical_grid(volume, (1.0, 1.0, 1.0), 16, mask=brain)
+    image = normalise(to_canonical(volume, grid), native=stripped)[0]
+    inside = to_canonical(replace(volume, array=brain.astype(np.float32)), grid)
+    assert (image[inside < 0.01] == -1).mean() > 0.95
+    assert (image[inside > 0.99] > -1).mean() > 0.995
+
+
+def test_a_stripped_brain_that_came_from_thick_slices_has_a_background():
+    """The splines of the other program left traces everywhere; noise of a whole head's air is more than these."""
+    brain = ball()
+    volume = Volume(np.where(brain, tissue(), 0).astype(np.float32), Geometry(SHAPE))
+    thick = resample_to(volume, Geometry((SHAPE[0], SHAPE[1], SHAPE[2] // 3), (1.0, 1.0, 3.0), (0.0, 0.0, 1.0)))
+    again = resample_to(thick, volume.geometry).array
+    image = normalise(again)[0]
+    far = ~ndimage.binary_dilation(brain, iterations=6)
+    assert (again[far] != 0).mean() > 0.1
+    assert (image[far] == -1).mean() > 0.95
+    assert (image[brain] > -1).mean() > 0.999

@@ -216,6 +216,31 @@ def test_too_strong_a_pull_is_a_divergence_of_the_translator(head):
         translate(build(GUIDED, guidance=1e3, guidance_range=(0.2, 0.8)), head, steps=4)
 
 
+def test_published_sampling_whose_numbers_overflow_names_the_step_and_keeps_what_came_before(head):
+    model, calls = build(PUBLISHED_FORM | {"spatial_dims": 2}), []
+    head = head[:, :, 6:26, 6:26, 8:24]
+
+    def overflow(module, inputs, output):
+        calls.append(1)
+        return output * math.inf if len(calls) > seen else output
+
+    model.unet.register_forward_hook(overflow)
+    seen = math.inf
+    whole = translate(model, head, steps=4)
+    per_step, seen = len(calls) // 4, 3 * len(calls) // 4
+    calls.clear()
+    with pytest.raises(DivergenceError, match="at step 4 of 4") as caught:
+        translate(model, head, steps=4)
+    assert len(calls) == seen + per_step
+    assert caught.value.last_good.shape == whole.shape
+    assert caught.value.last_good.isfinite().all()
+    seen = per_step
+    calls.clear()
+    with pytest.raises(DivergenceError, match="at step 2 of 4") as caught:
+        translate(model, head, steps=4)
+    assert caught.value.last_good is None  # noise, as yet
+
+
 @pytest.mark.parametrize("options", [GUIDED, PUBLISHED_FORM], ids=["guided", "published"])
 def test_a_source_that_shows_nothing_and_several_sources_are_one_sentence(options, head):
     model = build(options)

@@ -41,7 +41,8 @@ class Thresholds(nn.Module):
 
 def thresholded(volume, head):
     """What ``Thresholds`` tells of a volume, computed on its own grid; only the range is that of the crop."""
-    _, found = normalise(to_canonical(volume, canonical_grid(volume, multiple=32, mask=head)))
+    grid = canonical_grid(volume, multiple=32, mask=head)
+    _, found = normalise(to_canonical(volume, grid), native=volume.array)
     return sum((scale(volume.array, found) > edge).astype(np.uint8) for edge in EDGES) * head
 
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from MissingModalitySynthLib.diffusion.samplers import no_report
 from MissingModalitySynthLib.errors import ModelPackageError
+from MissingModalitySynthLib.intensity import DARKEST
 from MissingModalitySynthLib.translators import METHODS, build_translator
 from MissingModalitySynthLib.translators.aldm import AldmTranslator
 
@@ -102,11 +103,64 @@ def test_target_like_latents_of_several_sources_are_the_mean_of_those_of_each():
 def test_a_missing_source_of_the_regression_is_an_empty_slot_and_a_flag():
     translator = build("regression")
     latents = translator.encode(images("T2"))
-    condition = translator.condition(latents, "T1")
+    condition = translator.inputs(latents)
     slots, flags = condition[:, :24].unflatten(1, (3, 8)), condition[:, 24:]
     torch.testing.assert_close(slots[:, 1], latents["T2"])
     assert slots[:, [0, 2]].abs().max() == 0
     assert [flags[:, i].unique().tolist() for i in range(3)] == [[0.0], [1.0], [0.0]]
+
+
+def test_all_targets_of_a_condition_are_made_at_once():
+    translator, passes = build("regression"), []
+    translator.unet.register_forward_hook(lambda *_: passes.append(1))
+    condition = translator.condition(translator.encode(images("T1", size=SIZE["regression"])), "T2")
+    options = {"steps": 1, "generator": torch.Generator(), "on_step": no_report}
+    with torch.inference_mode():
+        made = [translator.sample(condition, target, **options) for target in ("T2", "FLAIR")]
+    assert len(passes) == 1
+    sources = images("T1", size=SIZE["regression"])
+    for target, latents in zip(("T2", "FLAIR"), made, strict=True):
+        torch.testing.assert_close(translator.decode(latents), translate(translator, sources, target))
+
+
+def test_a_mirrored_head_has_the_mirror_image_of_its_result():
+    """Of the mean with the mirror image; a plain UNet does not know left from right."""
+    head = images("T1", size=SIZE["regression"])
+    mirror = {name: image.flip(2) for name, image in head.items()}
+    options = {"first_stage": {"kind": "haar", "levels": 0}}
+    plain, both = (build("regression", **options, mirrored=mirrored) for mirrored in (False, True))
+    there, back = (translate(both, sources, "T2") for sources in (head, mirror))
+    torch.testing.assert_close(back.flip(2), there, atol=1e-5, rtol=1e-5)
+    one, other = (translate(plain, sources, "T2") for sources in (head, mirror))
+    torch.testing.assert_close((one + other.flip(2)) / 2, there, atol=1e-5, rtol=1e-5)
+    assert (one - there).abs().max() > 0.01
+
+
+def test_a_source_cannot_be_outlined_in_latents_that_see_beyond_a_block():
+    stage = {"kind": "kl", "channels": [8, 8], "latent_channels": 4, "norm_num_groups": 4}
+    with pytest.raises(ValueError, match="Haar"):
+        build("regression", first_stage=stage, outlined=True)
+
+
+@pytest.mark.parametrize("levels", [0, 1, 2])
+def test_an_outlined_source_is_available_inside_its_head_alone(levels):
+    """Fluid just above -1 is inside; what is exactly -1 in whole blocks of the Haar transform is outside."""
+    stage = {"kind": "haar", "levels": levels}
+    heads = {name: torch.full((1, 1, 32, 32, 32), -1.0) for name in ("T1", "T2")}
+    heads["T1"][:, :, 8:24, 4:28, 12:] = images("T1", size=(16, 24, 20))["T1"].clamp(min=DARKEST)
+    heads["T1"][:, :, 12:16, 12:16, 16:20] = DARKEST
+    heads["T2"][:, :, :16] = 0.5
+    for whitened in (False, True):
+        translator = build("regression", first_stage=stage, outlined=True)
+        if whitened:
+            translator.first_stage.whiten_on(heads["T1"])
+        flags = translator.inputs(translator.encode(heads))[:, -3:]
+        block = 2**levels
+        expected = torch.zeros(2, *3 * (32 // block,))
+        expected[0, 8 // block : 24 // block, 4 // block : 28 // block, 12 // block :] = 1
+        expected[1, : 16 // block] = 1
+        torch.testing.assert_close(flags[0, :2], expected)
+        assert not flags[0, 2].any()
 
 
 @pytest.mark.parametrize(

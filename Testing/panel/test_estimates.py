@@ -24,8 +24,8 @@ def cost(package, geometry=HEAD, method="regression", device="cpu", **options):
 
 def test_the_bundled_model_on_two_cores_is_estimated_near_what_was_measured(micro):
     found = cost(micro)
-    assert 1.5 < found.seconds < 12  # the README's benchmark: 6.2 s with the start of Python
-    assert 0.9e9 < found.memory < 3.6e9  # and 1.8 GB
+    assert 1.5 < found.seconds < 12  # the README's benchmark: 7 s beside the start of Python
+    assert 0.9e9 < found.memory < 4.5e9  # and 3.4 GB
     assert not found.measured
 
 
@@ -45,6 +45,11 @@ def test_more_work_costs_more(micro, tiny_package):
     assert cost(tiny, method="aldm", samples=8).seconds > base.seconds
     assert cost(micro, Geometry((384, 384, 144))).memory > 1.5 * cost(micro).memory
     assert cost(micro, device="cuda:0").seconds < cost(micro).seconds
+
+
+def test_the_regression_makes_further_targets_in_the_same_pass(micro):
+    one, three = cost(micro), cost(micro, targets=3)
+    assert one.seconds < three.seconds < 2 * one.seconds  # what remains is reading and writing
 
 
 def test_guidance_and_its_steps_cost_time_and_memory(zero_shot_packages):

@@ -6,6 +6,10 @@ from collections.abc import Callable
 
 import torch
 
+from ..errors import DivergenceError
+
+_HIDDEN = 0.1  # alpha_bar below which a clean estimate is the network's error, enlarged
+
 Predict = Callable[[torch.Tensor, int], torch.Tensor]
 OnStep = Callable[[int, int], None]
 
@@ -17,6 +21,13 @@ def no_report(step: int, steps: int) -> None:
 def gaussian(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Standard normal noise of the shape of ``like``, drawn on the CPU: a seed means the same on every device."""
     return torch.randn(like.shape, generator=generator).to(like)
+
+
+def _good(clean: torch.Tensor, a: float, step: int, steps: int, good: torch.Tensor | None) -> torch.Tensor | None:
+    """The clean estimate at alpha_bar = ``a``, or None where noise hides it; of the step before is ``good``."""
+    if not clean.isfinite().all():
+        raise DivergenceError(step, steps, good)
+    return clean if a > _HIDDEN else None
 
 
 def spaced_times(num_times: int, steps: int) -> list[int]:
@@ -50,7 +61,11 @@ def ddim(
 
     Returns:
         The sample x_0.
+
+    Raises:
+        DivergenceError: a clean estimate is not finite; it holds the one before, if that was more than noise.
     """
+    good = None
     times = spaced_times(len(alpha_bar), steps)
     for i, t in enumerate(times):
         on_step(i, len(times))
@@ -58,6 +73,7 @@ def ddim(
         a_next = alpha_bar[times[i + 1]].item() if i + 1 < len(times) else 1.0
         noise = predict(x, t)
         clean = (x - (1 - a) ** 0.5 * noise) / a**0.5
+        good = _good(clean, a, i + 1, len(times), good)
         sigma = eta * ((1 - a_next) / (1 - a) * (1 - a / a_next)) ** 0.5
         x = a_next**0.5 * clean + (1 - a_next - sigma**2) ** 0.5 * noise
         if sigma > 0:
@@ -89,13 +105,18 @@ def ddpm(
 
     Returns:
         The sample x_0.
+
+    Raises:
+        DivergenceError: a clean estimate is not finite; it holds the one before, if that was more than noise.
     """
+    good = None
     times = spaced_times(len(alpha_bar), steps or len(alpha_bar))
     for i, t in enumerate(times):
         on_step(i, len(times))
         a = alpha_bar[t].item()
         a_next = alpha_bar[times[i + 1]].item() if i + 1 < len(times) else 1.0
         clean = (x - (1 - a) ** 0.5 * predict(x, t)) / a**0.5
+        good = _good(clean, a, i + 1, len(times), good)
         ratio = a / a_next
         x = (a_next**0.5 * (1 - ratio) * clean + ratio**0.5 * (1 - a_next) * x) / (1 - a)
         variance = (1 - a_next) / (1 - a) * (1 - ratio)

@@ -117,7 +117,10 @@ def estimate(
     latent = voxels / _first_stage_factor(configuration.get("first_stage", {})) ** 3
     width = _width(configuration)
     evaluations = (steps or configuration.get("steps", 2)) if is_iterative(method, configuration) else 1
-    work = 2 * 27 * width**2 * latent * targets * (evaluations * samples + sources * ("denoiser" in configuration))
+    passes = targets * (evaluations * samples + sources * ("denoiser" in configuration))
+    if method == "regression":  # all targets at once
+        passes = 1 + configuration.get("mirrored", False)
+    work = 2 * 27 * width**2 * latent * passes
     kind = device.partition(":")[0]
     megavoxels = (native + voxels) / 1e6 * (sources + targets) / 2
     seconds = _SECONDS_AT_LEAST + megavoxels * _SECONDS_PER_MEGAVOXEL + work / _SPEED.get(kind, _SPEED["cpu"])

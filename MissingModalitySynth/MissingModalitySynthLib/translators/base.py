@@ -17,7 +17,8 @@ class Translator(nn.Module, ABC):
     """Turns images of the available contrasts into an image of a missing one.
 
     The steps are separate so that sources are encoded once for all targets, and a target is conditioned once for all
-    samples. Images are (1, 1, X, Y, Z) in [-1, 1], axes R, A, S, every axis a multiple of ``multiple``.
+    samples. Images are (1, 1, X, Y, Z), sources in [-1, 1], results from -1 to
+    :data:`~..intensity.BRIGHTEST`, axes R, A, S, every axis a multiple of ``multiple``.
 
     Attributes:
         method: name in requests, packages and on the command line.
@@ -28,6 +29,8 @@ class Translator(nn.Module, ABC):
         mode: how the method samples, in words.
         iterative: whether the number of steps means anything.
         stochastic: whether two seeds can give two results.
+        joint: whether a condition is the same for all targets, and what is made for the first of them is there for all.
+        passes: of the networks for one step.
         live_activations: how many activations of that width are there at once: the skips of the UNet's first level and
             a block's temporaries.
     """
@@ -37,6 +40,8 @@ class Translator(nn.Module, ABC):
     default_steps: int
     iterative: bool
     stochastic: bool
+    joint = False
+    passes = 1
     live_activations = 12
 
     def __init__(self, modalities: Sequence[str], first_stage: FirstStage, network_factor: int, width: int) -> None:

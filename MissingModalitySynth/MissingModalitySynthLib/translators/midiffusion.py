@@ -16,7 +16,7 @@ from ..diffusion.guidance import descending_times, sample_guided, towards_inform
 from ..diffusion.mutual_information import PUBLISHED, local_mutual_information, self_information
 from ..diffusion.samplers import OnStep, ddpm, gaussian
 from ..diffusion.schedules import add_noise, alphas_cumprod
-from ..errors import InputError
+from ..errors import DivergenceError, InputError
 from ..intensity import head_mask
 from ..modality import shown_name
 from ..networks.configurations import build_first_stage
@@ -284,5 +284,12 @@ class MidiffusionTranslator(Translator):
                 ]
             )
 
-        x = ddpm(predict, x, alpha_bar, steps=steps, large=True, generator=generator, on_step=on_step)
-        return x.movedim(0, -1)[:, None] if self.spatial_dims == 2 else x
+        def whole(x: torch.Tensor) -> torch.Tensor:
+            return x.movedim(0, -1)[:, None] if self.spatial_dims == 2 else x
+
+        try:
+            x = ddpm(predict, x, alpha_bar, steps=steps, large=True, generator=generator, on_step=on_step)
+        except DivergenceError as error:
+            good = error.last_good
+            raise DivergenceError(error.step, error.steps, None if good is None else whole(good)) from error
+        return whole(x)

@@ -3,28 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ..diffusion.samplers import OnStep
 from ..networks.configurations import build_first_stage
+from ..networks.haar import HaarFirstStage
 from ..networks.unet import build_unet
 from .base import Translator
+
+_LEFT_RIGHT = 2  # axis of images and latents, R
+_SAME = 1e-3  # difference of whitened latents, below which they are of the same image
+
+
+@dataclass(eq=False)
+class Condition:
+    """What the UNet sees, (B, M * (C + 1), x, y, z) of M modalities; once a target was asked for, what it made."""
+
+    inputs: torch.Tensor | None
+    made: dict[str, torch.Tensor] | None = None
 
 
 class RegressionTranslator(Translator):
     """MONAI's BasicUNet, which predicts all targets in one pass from any non-empty set of sources.
 
     Its input is one slot of latents per modality, zero where the source is not available, and one availability channel
-    per modality (on missing inputs: Havaei et al. 2016, Chartsias et al. 2018). Its output is one slot of latents per
-    modality, so a training step learns from every contrast of a head at once.
+    per modality (on missing inputs: Havaei et al. 2016, Chartsias et al. 2018), zero outside its head too. Its output
+    is one slot of latents per modality, so a training step learns from every contrast of a head at once.
 
     Args:
         modalities: canonical names, in the order of the networks' slots.
         first_stage: options of :func:`~..networks.configurations.build_first_stage`; best the Haar stage of no level,
             the voxels themselves: in coefficients at half the resolution a map of intensities is hard to learn.
         unet: ``features``, the six widths of MONAI's BasicUNet, multiples of eight.
+        outlined: sources are available inside the head alone, so that fluid as dark as the background around a stripped
+            brain is no background: the one is bright in T2, the other dark. False: everywhere.
+            ValueError where the first stage is no Haar transform.
+        mirrored: results are the mean of what the UNet makes of the head and of its mirror image, left for right.
     """
 
     method = "regression"
@@ -32,30 +49,61 @@ class RegressionTranslator(Translator):
     default_steps = 1
     iterative = False
     stochastic = False
+    joint = True
     live_activations = 4
 
-    def __init__(self, modalities: Sequence[str], first_stage: Mapping[str, Any], unet: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        modalities: Sequence[str],
+        first_stage: Mapping[str, Any],
+        unet: Mapping[str, Any],
+        outlined: bool = False,
+        mirrored: bool = False,
+    ) -> None:
         stage = build_first_stage(first_stage)
+        if outlined and not isinstance(stage, HaarFirstStage):
+            raise ValueError("Sources can be outlined in voxels and Haar latents only: others see beyond a block.")
         super().__init__(modalities, stage, network_factor=16, width=3 * unet["features"][0])
+        self.outlined = outlined
+        self.passes = 2 if mirrored else 1
         slots = len(modalities)
         self.unet = build_unet(slots * (stage.channels + 1), slots * stage.channels, **unet)
 
-    def condition(self, latents: Mapping[str, torch.Tensor], target: str) -> torch.Tensor:
-        """Slots of latents and availability channels, whatever the target: (B, M * (C + 1), x, y, z), M modalities."""
+    def inputs(self, latents: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Slots of latents and availability channels, (B, M * (C + 1), x, y, z)."""
         like = next(iter(latents.values()))
         absent = torch.zeros_like(like)
         slots = [latents.get(modality, absent) for modality in self.modalities]
-        flags = [torch.full_like(like[:, :1], float(modality in latents)) for modality in self.modalities]
+        flags = [self._available(latents.get(modality), like) for modality in self.modalities]
         return torch.cat(slots + flags, dim=1)
 
-    def predict(self, condition: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _available(self, latents: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
+        """1 where a source is there, (B, 1, x, y, z); background is what has the latents of an image that is all -1."""
+        if latents is None or not self.outlined:
+            return torch.full_like(like[:, :1], float(latents is not None))
+        block = torch.full((1, 1, *3 * (self.first_stage.factor,)), -1.0, device=like.device)
+        background = self.first_stage.encode(block)
+        return ((latents - background).abs().amax(1, keepdim=True) > _SAME).to(like.dtype)
+
+    def predict(self, inputs: torch.Tensor) -> dict[str, torch.Tensor]:
         """Latents (B, C, x, y, z) of every modality."""
-        slots = self.unet(condition).float().chunk(len(self.modalities), dim=1)
+        slots = self.unet(inputs).float().chunk(len(self.modalities), dim=1)
         return dict(zip(self.modalities, slots, strict=True))
 
+    def condition(self, latents: Mapping[str, torch.Tensor], target: str) -> Condition:
+        """The same for every target."""
+        return Condition(self.inputs(latents))
+
     def sample(
-        self, condition: torch.Tensor, target: str, *, steps: int, generator: torch.Generator, on_step: OnStep
+        self, condition: Condition, target: str, *, steps: int, generator: torch.Generator, on_step: OnStep
     ) -> torch.Tensor:
-        """One pass of the UNet, whatever ``steps``; nothing is random."""
-        on_step(0, 1)
-        return self.predict(condition)[target]
+        """One pass of the UNet (mirrored: two) for all targets of a condition, whatever ``steps``; none is random."""
+        on_step(0, self.passes)
+        if condition.made is None:
+            made = self.predict(condition.inputs)
+            if self.passes == 2:
+                on_step(1, self.passes)
+                mirror = self.predict(condition.inputs.flip(_LEFT_RIGHT))
+                made = {name: (z + mirror[name].flip(_LEFT_RIGHT)) / 2 for name, z in made.items()}
+            condition.made, condition.inputs = made, None
+        return condition.made[target]
