@@ -10,12 +10,12 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from MissingModalitySynthLib.intensity import IntensityRange, intensity_range, scale
+from MissingModalitySynthLib.intensity import BRIGHTEST, DARKEST, IntensityRange, intensity_range, scale
 from MissingModalitySynthLib.modality import MODALITIES
 
 from .loop import generator_at
 from .simulation.anatomy import Anatomy
-from .simulation.randomness import uniform
+from .simulation.randomness import chance, uniform
 from .simulation.simulator import Simulation, simulate
 
 # Chances of one, two, three sources: the hardest case is the commonest in use.
@@ -23,12 +23,14 @@ SOURCE_COUNTS = (0.65, 0.25, 0.10)
 GAIN_JITTER = 0.12
 BLACK_CHANCE, BLACK_LEVEL = 0.3, 0.25
 LIFT_CHANCE, LIFT = 0.4, (0.4, 1.0)  # exponents
+ZERO_AIR_CHANCE = 0.3  # that the air around a whole head was set to zero, as in defaced scans and templates
 KEPT_CASES = 8  # at most so many heads of a small data set are kept in memory
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One training example in [-1, 1]: sources by modality and the image of the target, each (1, 1, X, Y, Z).
+    """One training example: sources by modality in [-1, 1], and the image of the target in [-1, BRIGHTEST], or [-1, 1]
+    where there is no source; each (1, 1, X, Y, Z). In sources -1 is background that was set to zero, none in the head.
 
     Attributes:
         subject: who is in the images, for messages.
@@ -81,30 +83,46 @@ def draw_roles(generator: torch.Generator, modalities: Sequence[str] = MODALITIE
     return order[1 : 2 + draw], order[0]
 
 
-def scaled(image: Tensor, headroom: float = 1.0) -> Tensor:
-    """A simulated crop (X, Y, Z), air 0, to (1, 1, X, Y, Z) in [-1, 1], as the engine would scale the whole head.
+def scaled(image: Tensor, headroom: float = 1.0, brightest: float = 1.0) -> Tensor:
+    """A simulated crop (X, Y, Z), air 0, to (1, 1, X, Y, Z) in [-1, brightest], as the engine scales whole heads.
 
     Its lower percentile is air, of which a crop inside the brain has none; ``headroom`` is how much brighter the whole
     head is than this crop of it.
     """
     array = image.cpu().numpy()
     whole = IntensityRange(0.0, headroom * intensity_range(array).high)
-    return torch.from_numpy(scale(array, whole))[None, None].to(image.device)
+    return torch.from_numpy(scale(array, whole, brightest))[None, None].to(image.device)
 
 
-def black_level(image: Tensor, generator: torch.Generator) -> Tensor:
-    """An image in [-1, 1] as it was, with up to a quarter of the range cut off at its dark end, or the dark end lifted.
+def outlined(image: Tensor, head: Tensor) -> Tensor:
+    """An image (1, 1, X, Y, Z) with -1 outside the head, bool (X, Y, Z), and at least DARKEST inside."""
+    return torch.where(head, image.clamp(min=DARKEST), -1.0)
+
+
+@dataclass(frozen=True)
+class DarkEnd:
+    """What becomes of the dark end of an intensity range: up to a quarter of the range cut off, or lifted, or neither.
 
     In some T1s fluid is as dark as the air around a stripped brain, in others nearly as bright as grey matter: the
-    networks must tell fluid by where it is. Background stays what it was.
+    networks must tell fluid by where it is.
     """
-    draw = uniform(generator, 0, 1)
-    if draw < BLACK_CHANCE:
-        level = 2 * uniform(generator, 0, BLACK_LEVEL)
-        return (image + 1 - level).clamp(min=0) * (2 / (2 - level)) - 1
-    if draw < BLACK_CHANCE + LIFT_CHANCE:
-        return 2 * ((image + 1) / 2) ** uniform(generator, *LIFT) - 1
-    return image
+
+    level: float = 0.0  # what is cut off, of a range of 2
+    exponent: float = 1.0
+
+    @classmethod
+    def draw(cls, generator: torch.Generator) -> DarkEnd:
+        draw = uniform(generator, 0, 1)
+        if draw < BLACK_CHANCE:
+            return cls(level=2 * uniform(generator, 0, BLACK_LEVEL))
+        if draw < BLACK_CHANCE + LIFT_CHANCE:
+            return cls(exponent=uniform(generator, *LIFT))
+        return cls()
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """An image of -1 or more with another dark end; -1 and 1 stay."""
+        signal = ((image + 1 - self.level) / (2 - self.level)).clamp(min=0)
+        return 2 * signal**self.exponent - 1
 
 
 def simulated_pairs(
@@ -157,15 +175,23 @@ def _pair(case: Simulation, sources: Sequence[str], target: str, generator: torc
     unknowable = case.protocol["same_session"] and "T1" not in sources
     if unknowable and target == "T1ce":
         return None
-    images = {}
+    stripped = case.protocol["skull_stripped"]
+    head = case.brain_mask if stripped else torch.ones_like(case.brain_mask)
+    if not stripped and chance(generator, ZERO_AIR_CHANCE):
+        head = case.labels > 0
+    images, dark_ends = {}, {}
     for name in sources:
         jitter = uniform(generator, 1 - GAIN_JITTER, 1 + GAIN_JITTER)
-        images[name] = black_level(scaled(case.sources[name], jitter * case.source_headroom[name]), generator)
-    labels = case.labels * case.brain_mask if case.protocol["skull_stripped"] else case.labels
+        image = scaled(case.sources[name], jitter * case.source_headroom[name])
+        dark_ends[name] = DarkEnd.draw(generator)
+        images[name] = outlined(dark_ends[name](image), head | (case.sources[name] > 0) if stripped else head)
+    labels = case.labels * case.brain_mask if stripped else case.labels
     clean = {
-        name: scaled(image, case.target_headroom[name])
+        name: scaled(image, case.target_headroom[name], BRIGHTEST if sources else 1.0)
         for name, image in case.targets.items()
         if not (unknowable and name == "T1ce")
     }
+    if case.protocol["same_session"] and "T1ce" in clean and "T1" in sources:  # it differs by the contrast agent alone
+        clean["T1ce"] = dark_ends["T1"](clean["T1ce"])
     lesions = (case.lesion_mask & case.brain_mask)[None, None]
     return Pair(images, target, clean[target], case.protocol["anatomy"], labels[None, None], clean, lesions)

@@ -103,7 +103,15 @@ DEFAULTS: dict[str, Any] = {
         "use_palette": True,
         "use_denoiser": True,
     },
-    "regression": {"optimizer_steps": 4000, "latent_weight": 1.0, "image_weight": 4.0, "lesion_weight": 0.0},
+    "regression": {
+        "optimizer_steps": 4000,
+        "latent_weight": 1.0,
+        "image_weight": 4.0,
+        "lesion_weight": 0.0,
+        "structure_weight": 0.0,  # of 1 - SSIM
+        "outlined": True,  # whether sources are available in their head alone
+        "mirrored": False,  # whether results are the mean with those of the mirrored head, twice the work
+    },
     "midiffusion": {
         "optimizer_steps": 4000,
         "targets": ["T1"],  # seen alone: no other contrast is

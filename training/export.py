@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from MissingModalitySynthLib.errors import InputError
+from MissingModalitySynthLib.intensity import BRIGHTEST
 from MissingModalitySynthLib.model_package import ModelPackage, load_package
 from MissingModalitySynthLib.package_format import CHECKSUMS, CLASSIFIER, SEGMENTER, ZERO_SHOT
 from MissingModalitySynthLib.package_store import package_folders, write_package
@@ -32,6 +33,7 @@ _DECISIVE = ("networks", "first_stage", "modalities")
 _DECISIVE_FOR_STAGE = {
     "diffusion": ("mode", "sigma", "use_spade", "use_palette", "use_denoiser"),
     "midiffusion": ("mode", "spatial_dims", "targets"),
+    "regression": ("outlined",),
 }
 
 
@@ -295,5 +297,5 @@ def _data_format(modalities: list[str]) -> dict[str, Any]:
     }
     return {
         "inputs": {name: image | {"channel_def": {"0": name}} for name in modalities},
-        "outputs": {name: image | {"channel_def": {"0": name}} for name in modalities},
+        "outputs": {name: image | {"channel_def": {"0": name}, "value_range": [-1, BRIGHTEST]} for name in modalities},
     }

@@ -54,11 +54,12 @@ def segmenter_losses(
     """
     if pair.labels is None:
         raise InputError("The segmenter learns from simulated heads only: set data.real=null.")
-    images = [pair.image, *pair.sources.values()]
+    target = pair.image.clamp(max=1)  # as the engine shows images to the segmenter
+    images = [target, *pair.sources.values()]
     image = images[choose(generator, len(images))]
     if chance(generator, made_up_share):
         with torch.autocast(image.device.type, enabled=False):  # the simulator computes in float32
-            image = pseudo_source(pair.image, generator, labels=pair.labels)
+            image = pseudo_source(target, generator, labels=pair.labels)
     logits = model(image).float()
     weights = torch.tensor(class_weights, dtype=torch.float32, device=logits.device)
     loss = DiceCELoss(to_onehot_y=True, softmax=True, smooth_nr=0.0, weight=weights)

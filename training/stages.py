@@ -148,7 +148,8 @@ def translator_options(method: str, configuration: dict[str, Any]) -> dict[str, 
     networks = network_options(configuration)
     options = {"modalities": list(configuration["modalities"]), "first_stage": networks["first_stage"]}
     if method == "regression":
-        return options | {"first_stage": VOXELS, "unet": networks["regression"]}
+        own = {key: configuration["regression"][key] for key in ("outlined", "mirrored")}
+        return options | {"first_stage": VOXELS, "unet": networks["regression"]} | own
     if method == "midiffusion":
         own = configuration["midiffusion"]
         unet = dict(networks["midiffusion"][own["mode"]])

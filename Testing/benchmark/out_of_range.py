@@ -33,7 +33,7 @@ RECIPE = Path(__file__).parents[2] / "training" / "configs" / "micro-simulated.y
 def warned(package: ModelPackage, volume: Volume, name: str) -> bool:
     """Whether anything is said of a volume under the name of a contrast."""
     grid = canonical_grid(volume, package.spacing, 16)
-    image = torch.from_numpy(normalise(to_canonical(volume, grid))[0])[None, None]
+    image = torch.from_numpy(normalise(to_canonical(volume, grid), native=volume.array)[0])[None, None]
     return bool(range_warnings(package, {name: volume}, {name: image}, grid.geometry.spacing))
 
 

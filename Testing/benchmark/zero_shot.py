@@ -1,14 +1,15 @@
 """Zero-shot translation to T1, judged by a segmenter that knows nothing but T1: the table of Wang et al. (2023, 2024).
 
     python Testing/benchmark/zero_shot.py --judge RUN --output FOLDER --anatomies HELD_OUT [--subjects SCANS] \\
-        [--ours RUN] [--published RUN] [--cyclegan RUN] [--paired PACKAGE] [--ablation] [--slab 32]
+        [--ours RUN] [--published RUN] [--cyclegan RUN] [--paired PACKAGE] [--ablation] [--slab 32 | --judged 12]
 
 The runs are those of ``training/configs/micro-zero-shot.yaml``, ``segmenter.yaml`` and ``cyclegan.py``, and must not
 have seen the anatomies. PD, T2 and FLAIR of simulated heads are translated to T1, and T2 and FLAIR of scans. Dice is
 the mean over CSF, grey, white and deep grey matter between the segmentation of the translated image and the truth
 (simulated) or the segmentation of the acquired T1 (scans). What the output folder has from an earlier call is kept and
-not measured again: a slow row can have a call of its own, on fewer heads. With ``--slab`` all rows see and make so many
-slices alone: as published, a volume takes hours on a CPU.
+not measured again: a slow row can have a call of its own, on fewer heads. As published, which goes slice by slice, a
+volume takes hours on a CPU: with ``--judged`` so many slices are judged, of which the published form makes these alone
+and all others make the whole head; with ``--slab`` all rows see and make so many slices alone, for a quick ablation.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ PAIRS = {"simulated": ("PD", "T2", "FLAIR"), "scans": ("T2", "FLAIR")}
 # sources lie where the truth does, and have what artefacts research scans have
 HEADS = ("data.skull_strip=1.0", "data.misregistration=0", "data.artefacts=0.2")
 JUDGED = range(1, len(CLASSES) - 1)  # CSF, grey, white and deep grey matter
-PUBLISHED_STEPS = 25  # of DDPM, and not 1000 as published
+PUBLISHED = "MIDiffusion as published"
 SDEDIT_STARTS, SDEDIT_STEPS = (0.3, 0.6), 10
 # of a head, the contrast to start from: T1 on its grid, or None if it cannot
 Contender = Callable[[Case, str], np.ndarray | None]
@@ -61,7 +62,7 @@ def on_canonical_grid(multiple: int, make: Callable[[torch.Tensor, str], torch.T
     def contend(case: Case, name: str) -> np.ndarray | None:
         volume = case.sources[name]
         grid = canonical_grid(volume, (1.0, 1.0, 1.0), multiple, mask=case.mask)
-        image = torch.from_numpy(normalise(to_canonical(volume, grid))[0])[None, None]
+        image = torch.from_numpy(normalise(to_canonical(volume, grid), native=volume.array)[0])[None, None]
         made = make(image, name)
         return None if made is None else from_canonical(made[0, 0].numpy() + 1, grid).array
 
@@ -110,7 +111,7 @@ def contenders(options: argparse.Namespace) -> Iterator[tuple[str, Contender]]:
     yield f"acquired {TARGET}", lambda case, name: case.targets[TARGET].array
     yield "source, segmented directly", lambda case, name: case.sources[name].array
     if options.published:
-        yield "MIDiffusion as published", translated(zero_shot_model(options.published), PUBLISHED_STEPS)
+        yield PUBLISHED, translated(zero_shot_model(options.published), options.published_steps)
     if options.ours:
         for start in SDEDIT_STARTS:
             model = zero_shot_model(options.ours, start=start, guidance=0.0, conditioned=False)
@@ -148,9 +149,19 @@ def identity(record: Record) -> tuple[str, ...]:
 
 
 def records_of(
-    case: Case, kind: str, judge: nn.Module, rows: list[tuple[str, Contender]], known: Container[tuple[str, ...]] = ()
+    whole: Case,
+    kind: str,
+    judge: nn.Module,
+    rows: list[tuple[str, Contender]],
+    known: Container[tuple[str, ...]] = (),
+    judged: int | None = None,
 ) -> Iterator[Record]:
-    """Every contender on every source of one head, but for what is known."""
+    """Every contender on every source of one head, but for what is known.
+
+    Args:
+        judged: slices in the middle of the head that are judged, and all that the published form sees; None: all.
+    """
+    case, first = slab_of(whole, judged), first_of(whole, judged)
     acquired = case.targets[TARGET]
     truth = case.tissues if kind == "simulated" else label(judge, acquired, mask=case.mask).array
     for source in PAIRS[kind]:
@@ -161,10 +172,12 @@ def records_of(
             if identity(record) in known:
                 continue
             started = time.perf_counter()
-            array = contend(case, source)
+            array = contend(case if row == PUBLISHED else whole, source)
             if array is None:
                 continue
             seconds = time.perf_counter() - started
+            if row != PUBLISHED:
+                array = array[:, :, first : first + acquired.array.shape[2]]
             made = Volume(array, acquired.geometry, row)
             labels = label(judge, made, mask=case.mask).array
             scores = metrics.compare(array, acquired.array, case.mask)
@@ -192,12 +205,19 @@ def table(records: Iterable[Record]) -> str:
     return "\n".join(lines)
 
 
+def first_of(case: Case, count: int | None) -> int:
+    """The first of ``count`` slices across the array's last axis, around the middle of the head; None: all of them."""
+    if count is None:
+        return 0
+    last = max(case.mask.shape[2] - count, 0)
+    return min(max(round(np.nonzero(case.mask)[2].mean()) - count // 2, 0), last)
+
+
 def slab_of(case: Case, count: int | None) -> Case:
-    """``count`` slices across the array's last axis, around the middle of the head; None: all of it."""
+    """These slices of a head."""
     if count is None:
         return case
-    last = max(case.mask.shape[2] - count, 0)
-    first = min(max(round(np.nonzero(case.mask)[2].mean()) - count // 2, 0), last)
+    first = first_of(case, count)
     box = np.s_[:, :, first : first + count]
 
     def cut(volume: Volume) -> Volume:
@@ -228,7 +248,9 @@ def main() -> None:
     parser.add_argument("--anatomies", type=Path, required=True, help="label maps that no training has seen")
     parser.add_argument("--heads", type=int, default=4, help="simulated heads (default: 4)")
     parser.add_argument("--subjects", type=Path, help="scans with T1, T2 and FLAIR")
-    parser.add_argument("--slab", type=int, help="slices that are seen and made (default: all)")
+    fewer = parser.add_mutually_exclusive_group()
+    fewer.add_argument("--slab", type=int, help="slices that are seen and made (default: all)")
+    fewer.add_argument("--judged", type=int, help="slices that are judged, and made as published (default: all)")
     parser.add_argument("--scans", type=int, help="how many of the scans, the first (default: all)")
     for name, words in (
         ("ours", "run"),
@@ -237,6 +259,7 @@ def main() -> None:
         ("paired", "package"),
     ):
         parser.add_argument(f"--{name}", type=Path if name != "paired" else str, help=words)
+    parser.add_argument("--published-steps", type=int, default=25, help="of DDPM, 1000 in the paper (default: 25)")
     parser.add_argument("--ablation", action="store_true", help="also change one setting of ours at a time")
     options = parser.parse_args()
     if options.heads > (known := len(list(options.anatomies.glob("training_seg_*.nii.gz")))):
@@ -250,7 +273,7 @@ def main() -> None:
     records = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
     known = {identity(record) for record in records}
     for kind, case in heads(configuration, options):
-        for record in records_of(case, kind, judge, rows, known):
+        for record in records_of(case, kind, judge, rows, known, options.judged):
             records.append(record)
             file.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
     text = table(records)

@@ -97,6 +97,24 @@ def test_a_slab_is_the_middle_of_the_head_where_it_lay(benchmark, count, kept):
     assert slab.mask.shape == slab.tissues.shape == slab.sources["PD"].array.shape
 
 
+def test_of_judged_slices_the_published_form_sees_these_and_all_others_the_whole_head(benchmark, monkeypatch):
+    zero_shot, seen = benchmark("zero_shot"), {}
+    monkeypatch.setattr(zero_shot, "label", lambda judge, volume, mask: volume)
+    array = np.random.default_rng(0).integers(0, 5, (16, 16, 40)).astype(np.float32)
+    volume = Volume(array, Geometry(array.shape), "head")
+    case = Case("someone", {"PD": volume}, {"T1": volume}, mask=array >= 0, tissues=array.astype(np.uint8))
+
+    def identity(row):
+        return row, lambda case, name: seen.setdefault(row, case.sources[name].array)
+
+    rows = [identity(zero_shot.PUBLISHED), identity("ours")]
+    published, ours = zero_shot.records_of(case, "simulated", None, rows, judged=12)
+    np.testing.assert_array_equal(seen[zero_shot.PUBLISHED], array[:, :, 14:26])
+    np.testing.assert_array_equal(seen["ours"], array)
+    for record in (published, ours):
+        assert record["dice"] == 1 and record["psnr"] > 60  # the same slices of both
+
+
 def test_the_table_has_means_over_heads_and_a_row_for_each_contender(benchmark):
     zero_shot = benchmark("zero_shot")
     common = {"kind": "simulated", "source": "PD", "seconds": 2.0}

@@ -1,11 +1,15 @@
 """Crops of simulated heads: scaled as the engine would scale the whole head that they are cut from."""
 
+from itertools import islice
+
 import numpy as np
 import pytest
 import torch
 
-from MissingModalitySynthLib.intensity import intensity_range, normalise
-from training.batches import BLACK_LEVEL, LIFT, black_level, scaled
+from MissingModalitySynthLib.intensity import BRIGHTEST, DARKEST, intensity_range, normalise
+from training import batches
+from training.batches import BLACK_LEVEL, LIFT, DarkEnd, outlined, scaled, simulated_pairs
+from training.simulation.simulator import Simulation
 
 
 @pytest.fixture(scope="module")
@@ -23,23 +27,27 @@ def test_a_crop_is_scaled_as_its_whole_head_with_or_without_air_in_it(head, corn
     headroom = intensity_range(head).high / intensity_range(head[box]).high
     found = scaled(torch.from_numpy(head[box].copy()), headroom)
     assert found.shape == (1, 1, 16, 16, 16)
+    found = outlined(found, torch.from_numpy(head[box] > 0))
     np.testing.assert_allclose(found[0, 0].numpy(), normalise(head)[0][box], atol=1e-5)
 
 
 def test_a_head_that_is_the_crop_has_no_headroom(head):
-    np.testing.assert_allclose(scaled(torch.from_numpy(head))[0, 0].numpy(), normalise(head)[0], atol=1e-5)
+    for brightest in (1.0, BRIGHTEST):
+        found = scaled(torch.from_numpy(head), brightest=brightest)[0, 0].numpy()
+        np.testing.assert_allclose(found, normalise(head, brightest=brightest)[0], atol=1e-5)
+    assert found.max() > 1
 
 
 def test_the_dark_end_is_cut_off_or_lifted_and_air_peak_and_order_stay(head):
     """A cut is a line to the peak above its level; a lift is a power of the signal, which makes no voxel darker."""
-    image = scaled(torch.from_numpy(head))
+    image = outlined(scaled(torch.from_numpy(head)), torch.from_numpy(head > 0))
     cut = lifted = 0
     for seed in range(60):
-        found = black_level(image, torch.Generator().manual_seed(seed))
+        found = outlined(DarkEnd.draw(torch.Generator().manual_seed(seed))(image), torch.from_numpy(head > 0))
         if torch.equal(found, image):
             continue
-        assert found.min() == -1 and found.max() == pytest.approx(float(image.max()), abs=1e-5)
-        assert (found[image == -1] == -1).all()
+        assert found.max() == pytest.approx(float(image.max()), abs=1e-5)
+        assert torch.equal(found == -1, image == -1) and found[image > -1].min() >= DARKEST
         if (found > image + 1e-6).any():
             lifted += 1
             inside = (image > -0.99) & (image < 0.99)
@@ -48,9 +56,34 @@ def test_the_dark_end_is_cut_off_or_lifted_and_air_peak_and_order_stay(head):
             assert power.std() < 1e-3
             continue
         cut += 1
-        above = found > -1
-        assert image[above].min() >= image[~above].max()
-        assert image[~above].max() <= -1 + 2 * BLACK_LEVEL + 1e-6
+        above, cut_off = found > DARKEST, found == DARKEST
+        if cut_off.any():
+            assert image[above].min() >= image[cut_off].max()
+            assert image[cut_off].max() <= -1 + 2 * BLACK_LEVEL + 1e-6 + DARKEST + 1
         line = np.polyfit(image[above].numpy(), found[above].numpy(), 1)
         np.testing.assert_allclose(np.polyval(line, image[above].numpy()), found[above].numpy(), atol=1e-5)
     assert 8 < cut < 30 and 12 < lifted < 36
+
+
+def test_t1ce_of_the_same_session_has_the_dark_end_of_its_t1(head, monkeypatch):
+    """Without contrast agent: whatever curve its T1 went through, its T1ce is the same image but for the gain."""
+    image = torch.from_numpy(head)
+
+    def twice(anatomy, *, sources, targets, **options):
+        inside, one = image > 0, {"T1": 1.0, "T1ce": 1.0}
+        protocol = {"same_session": True, "skull_stripped": True, "anatomy": "a sphere"}
+        images = dict.fromkeys(targets, image), dict.fromkeys(sources, image)
+        return Simulation(*images, inside.byte(), torch.zeros_like(inside), inside, one, one, protocol)
+
+    monkeypatch.setattr(batches, "simulate", twice)
+    stream = simulated_pairs([None], torch.Generator().manual_seed(0), shapes=[head.shape], modalities=["T1", "T1ce"])
+    curved = 0
+    for pair in (pair for pair in islice(stream, 60) if pair.target == "T1ce"):
+        before, after = pair.sources["T1"], pair.image
+        inside = (before > DARKEST) & (before < 0.99) & (after > -0.99)
+        line = np.polyfit(before[inside], after[inside], 1)
+        plain = scaled(image, brightest=BRIGHTEST)
+        curved += bool((after - plain).abs().max() > 0.05)
+        np.testing.assert_allclose(np.polyval(line, before[inside]), after[inside], atol=0.06)
+        assert torch.equal(after == -1, plain == -1)
+    assert curved > 10

@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from MissingModalitySynthLib import synthesis
 from MissingModalitySynthLib.errors import GeometryError, InputError, OutputError
+from MissingModalitySynthLib.intensity import BRIGHTEST
 from MissingModalitySynthLib.model_package import load_package
 from MissingModalitySynthLib.request import Request, checked
 from MissingModalitySynthLib.volume import Geometry
@@ -42,7 +44,7 @@ def test_images_equal_what_the_engine_shows_its_networks(subjects, tiny_package)
     loaded = load_subject(subjects[0], spacing=package.spacing, multiple=8)
     assert loaded.geometry.matches(prepared.grid.geometry)
     for name in volumes:
-        np.testing.assert_array_equal(loaded.images[name], prepared.images[name][0, 0].numpy())
+        np.testing.assert_array_equal(np.minimum(loaded.images[name], 1), prepared.images[name][0, 0].numpy())
 
 
 def test_images_mask_and_labels_share_one_grid_and_their_ranges(subjects):
@@ -51,7 +53,7 @@ def test_images_mask_and_labels_share_one_grid_and_their_ranges(subjects):
     for image in loaded.images.values():
         assert image.shape == loaded.mask.shape == loaded.segmentation.shape == loaded.geometry.size
         assert image.dtype == np.float32
-        assert (image.min(), image.max()) == (-1, 1)
+        assert image.min() == -1 and 1 < image.max() <= BRIGHTEST
         assert image[loaded.mask].mean() > image[~loaded.mask].mean() + 0.3
     assert all(size % 8 == 0 for size in loaded.geometry.size)
 
@@ -81,8 +83,8 @@ def test_the_cache_gives_back_what_was_prepared_without_reading_again(subjects, 
     again = load_subject(subjects[0], cache=tmp_path / "cache", **COARSE)
     for name, image in direct.images.items():
         np.testing.assert_array_equal(first.images[name], again.images[name])
-        np.testing.assert_allclose(again.images[name], image, atol=1.6e-5)
-        assert (again.images[name].min(), again.images[name].max()) == (-1, 1)
+        np.testing.assert_allclose(again.images[name], image, atol=3.4e-5)
+        np.testing.assert_array_equal(again.images[name] == -1, image == -1)
     np.testing.assert_array_equal(again.mask, direct.mask)
     np.testing.assert_array_equal(again.segmentation, direct.segmentation)
     assert again.geometry == direct.geometry
@@ -176,10 +178,10 @@ def test_pairs_are_crops_of_one_subject_in_the_range_of_the_networks(subjects, c
         assert pair.target not in pair.sources
         assert pair.subject in {subject.name for subject in subjects}
         assert 1 <= len(pair.sources) <= 3
-        for image in (pair.image, *pair.sources.values()):
+        for image, brightest in ((pair.image, BRIGHTEST), *((source, 1) for source in pair.sources.values())):
             assert image.shape == (1, 1, *SHAPES[0])
             assert image.dtype == torch.float32
-            assert -1 <= image.min() < image.max() <= 1
+            assert -1 <= image.min() < image.max() <= brightest + 1e-4  # of rounding in the cache
     assert {pair.target for pair in pairs} == {"T1", "T1ce", "T2", "FLAIR"}
     assert {len(pair.sources) for pair in pairs} == {1, 2, 3}
 
@@ -208,7 +210,7 @@ def test_crops_are_pieces_of_the_scan_flipped_at_most_from_left_to_right(subject
     assert lesion_voxels > 0
 
 
-def test_artefacts_change_the_sources_alone_and_leave_the_background(subjects, cached):
+def test_artefacts_change_the_sources_alone_and_leave_the_background_but_for_soft_edges(subjects, cached):
     """With the same draws until the first source, the same crop: its target is the acquired one to the bit."""
     options = {"shapes": [(24, 24, 24)], "pairs_per_case": 1, **cached}
     plain = next(subject_pairs(subjects, generator(3), **options))
@@ -217,7 +219,8 @@ def test_artefacts_change_the_sources_alone_and_leave_the_background(subjects, c
     for name, image in plain.sources.items():
         changed = again.sources[name]
         assert -1 <= changed.min() and changed.max() <= 1
-        assert torch.equal(changed[image == -1], image[image == -1])
+        away = torch.from_numpy(ndimage.distance_transform_edt(image[0, 0] == -1))[None, None]
+        assert (changed[away > 10] == -1).all() and (changed[image == -1] == -1).float().mean() > 0.3
         assert 0.01 < (changed - image).abs().mean() < 0.5
         inside = image > -1
         assert torch.corrcoef(torch.stack([image[inside], changed[inside]]))[0, 1] > 0.7

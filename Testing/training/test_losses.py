@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from skimage.metrics import structural_similarity as skimage_ssim
 from torch import nn
 
 from MissingModalitySynthLib.diffusion.bridge import preconditioning, sample_bridge
@@ -19,6 +20,7 @@ from training.losses import (
     regression_losses,
     spade_losses,
     step_weights,
+    structural_similarity,
 )
 
 UNET = {"channels": [8, 8], "attention": [False, False], "num_head_channels": 4, "norm_num_groups": 4}
@@ -185,6 +187,29 @@ def test_voxels_of_lesions_weigh_more_in_the_image():
     marked = regression_losses(model, replace(PAIR, lesions=lesions), generator(), **weights)["regression"]
     assert alone.item() == pytest.approx(2 * 0.25, rel=1e-4)
     assert marked.item() == pytest.approx(2 * 0.25 * (512 + 6 * 8) / 512, rel=1e-4)
+
+
+def test_structural_similarity_is_that_of_scikit_image_where_windows_fit():
+    a = image(1, 20)
+    b = 0.6 * a + 0.4 * image(2, 20)
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "full": True}
+    _, full = skimage_ssim(a[0, 0].numpy(), b[0, 0].numpy(), data_range=2.0, **options)
+    assert structural_similarity(a, b).item() == pytest.approx(full[5:-5, 5:-5, 5:-5].mean(), abs=1e-5)
+    assert structural_similarity(a, a).item() == pytest.approx(1)
+
+
+def test_structure_counts_in_the_head_of_the_target_alone():
+    """What is made beside it is cut off: with noise there, the loss is that of an answer which is right all over."""
+    torch.manual_seed(0)
+    model = RegressionTranslator(MODALITIES, {"kind": "haar", "levels": 0}, {"features": [8] * 6})
+    target = image(3, 24).clamp(min=-0.9)
+    target[..., :8] = -1
+    pair = replace(PAIR, sources={"T1": image(0, 24)}, image=target)
+    noise = torch.where(target > -1, 0, image(4, 24))
+    for error, expected in ((noise, 0.0), (noise + (target > -1) * image(5, 24), 0.5)):
+        model.predict = lambda inputs, made=target + error: {"T2": model.encode({"T2": made})["T2"]}
+        found = regression_losses(model, pair, generator(), structure_weight=2.0)["structure"].item()
+        assert found == pytest.approx(0, abs=1e-5) if expected == 0 else found > expected
 
 
 @pytest.mark.parametrize("loss", [bridge_losses, diffusion_losses])

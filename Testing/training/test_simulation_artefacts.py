@@ -9,6 +9,7 @@ from scipy import ndimage, stats
 
 from training.simulation import procedural_head, simulate
 from training.simulation.artefacts import (
+    TRACE,
     acquire,
     bias_field,
     motion_matrices,
@@ -181,6 +182,21 @@ def test_no_artefacts_leave_an_even_image_as_it_is():
     image, drawn = acquire(torch.full((20, 24, 28), 0.7), seeded(), seeded(), strength=0)
     torch.testing.assert_close(image, torch.full((20, 24, 28), 0.7), atol=1e-5, rtol=0)
     assert drawn == {"bias": 0, "noise": 0}
+
+
+def test_what_was_cut_out_before_it_was_acquired_has_a_blurred_edge_and_no_noise_around():
+    """A half space of one: across its edge the image is the normal distribution, far from it nothing at all."""
+    cut = torch.zeros(40, 12, 12, dtype=torch.bool)
+    cut[:20] = True
+    image, _ = acquire(torch.ones(cut.shape), seeded(), seeded(), strength=0, cut=cut)
+    sigma = 0.3  # voxels, without artefacts
+    profile = np.exp(-((np.arange(-3, 4) / sigma) ** 2) / 2)
+    expected = np.convolve(np.pad(cut[:, 0, 0].numpy().astype(float), 3, mode="edge"), profile / profile.sum(), "valid")
+    np.testing.assert_allclose(image[:, 6, 6], np.where(expected > TRACE, expected, 0), atol=2e-3)
+    for seed in range(40):
+        image, drawn = acquire(torch.ones(cut.shape), seeded(seed), seeded(seed), cut=cut)
+        if "motion_axis" not in drawn:
+            assert image[36:].max() == 0 and image[:16].min() > 0.3
 
 
 def test_artefacts_are_drawn_as_often_and_as_strong_as_documented():

@@ -14,7 +14,7 @@ from training.simulation.deformation import displace_mass, sampling_positions
 from training.simulation.pathology import glioma
 from training.simulation.preview import main
 from training.simulation.randomness import apply_matrices, gaussian_matrix
-from training.simulation.simulator import _brightest, _brightest_signal, _count_classes
+from training.simulation.simulator import CUT_BEFORE, _brightest, _brightest_signal, _count_classes
 from training.simulation.tissues import CLASS, LEVELS, TEXTURE_RANGE, TISSUES, draw_subject
 
 SHAPE = (72, 80, 72)
@@ -100,13 +100,28 @@ def test_enhancement_is_the_only_difference_of_t1ce_to_t1(head):
 
 
 def test_skull_stripping_empties_the_same_voxels_of_all_images(head):
-    result = run(head, 2, skull_strip=1.0)
+    cases = (run(head, seed, skull_strip=1.0) for seed in range(2, 30))
+    result = next(case for case in cases if not case.protocol["soft_edges"])
     outside = ~result.brain_mask
     assert 0.05 < result.brain_mask.float().mean() < 0.95
     for image in (*result.sources.values(), *result.targets.values()):
         assert image[outside].max() == 0
     whole = run(head, 2, skull_strip=0.0)
     assert whole.targets["T1"][~whole.brain_mask].max() > 0
+
+
+def test_sources_of_a_brain_that_was_cut_out_before_have_soft_edges_and_targets_sharp_ones(head):
+    cases = (run(head, seed, skull_strip=1.0) for seed in range(30))
+    result = next(case for case in cases if case.protocol["soft_edges"])
+    for image in result.targets.values():
+        assert image[~result.brain_mask].max() == 0
+    away = ndimage.distance_transform_edt(~result.brain_mask.numpy())
+    for image in result.sources.values():
+        inside = image[result.brain_mask].median()
+        assert 0 < image.numpy()[(away > 0) & (away < 1.5)].mean() < 0.7 * inside
+        assert image.numpy()[away > 14].max(initial=0) == 0
+    soft = np.mean([run(head, seed, skull_strip=1.0).protocol["soft_edges"] for seed in range(40)])
+    assert soft == pytest.approx(CUT_BEFORE, abs=0.2)
 
 
 def test_random_contrast_can_be_forced_and_forbidden(head):
@@ -195,6 +210,22 @@ def test_a_head_is_counted_with_the_pathology_of_its_crop(head):
     assert counts[CLASS["oedema"]] == 400
     for name in ("white matter", "air"):
         assert counts[CLASS[name]] == pytest.approx((head.labels == CLASS[name]).sum().item(), rel=0.05)
+
+
+def test_targets_are_scaled_as_if_the_head_were_healthy(head):
+    """White matter of FLAIR keeps its level, and oedema is brighter than the brightest healthy tissue."""
+    options = {"skull_strip": 1.0, "deform": 0.0, "sources": (), "targets": ("FLAIR",)}
+    levels, oedema = {0.0: [], 10.0: []}, []
+    for pathology, found in levels.items():
+        for seed in range(5):
+            result = run(head, seed, pathology=pathology, **options)
+            image, crop = result.targets["FLAIR"], result.brain_mask
+            top = result.target_headroom["FLAIR"] * _brightest((image * crop)[::2, ::2, ::2])
+            found.append(image[(result.labels == CLASS["white matter"]) & crop].median().item() / top)
+            full = ndimage.binary_erosion((result.labels == CLASS["oedema"]).numpy())
+            oedema.append(np.percentile(image.numpy()[full], 90) / top if full.sum() > 200 else 0)
+    assert np.median(levels[10.0]) == pytest.approx(np.median(levels[0.0]), abs=0.06)
+    assert max(oedema) > 1.1
 
 
 def test_t1ce_of_the_same_session_is_the_source_t1_but_for_what_takes_up_contrast_agent(head):

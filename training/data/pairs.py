@@ -14,9 +14,10 @@ from monai.transforms import Transform
 from MissingModalitySynthLib.errors import InputError, SynthesisError
 from MissingModalitySynthLib.modality import MODALITIES
 
-from ..batches import GAIN_JITTER, Pair, black_level, choose, draw_roles
+from ..batches import GAIN_JITTER, DarkEnd, Pair, choose, draw_roles, outlined
 from ..simulation.artefacts import acquire
 from ..simulation.randomness import chance, device_generator, uniform
+from ..simulation.simulator import CUT_BEFORE
 from .cache import CanonicalSubject, load_subject
 from .subjects import Subject, check_policy
 
@@ -80,13 +81,15 @@ def subject_pairs(
         if lesions is not None:
             lesions = _tensor(lesions[::-1] if flip else lesions, device)
         known = {name: image for name, image in tensors.items() if targets is None or name in targets}
+        if targets_alone:
+            known = {name: image.clamp(max=1) for name, image in known.items()}
         for sources, target in roles:
             if target not in known:
                 continue
-            chosen = {name: tensors[name] for name in sources}
+            chosen = {name: tensors[name].clamp(max=1) for name in sources}
             if artefacts:
                 chosen = {name: _acquired_again(image, generator, artefacts) for name, image in chosen.items()}
-            yield Pair(chosen, target, tensors[target], subject=case.name, images=known, lesions=lesions)
+            yield Pair(chosen, target, known[target], subject=case.name, images=known, lesions=lesions)
 
 
 class _Load(Transform):
@@ -199,11 +202,16 @@ def _crop(
 
 
 def _acquired_again(image: torch.Tensor, generator: torch.Generator, artefacts: float) -> torch.Tensor:
-    """An image (1, 1, X, Y, Z) in [-1, 1] with artefacts, another gain and black level; exact background stays so."""
+    """An image (1, 1, X, Y, Z) in [-1, 1] with artefacts, another gain and dark end; exact background stays so, but
+    for soft edges in part of the draws."""
     signal = (image[0, 0] + 1) / 2
-    again, _ = acquire(signal, generator, device_generator(generator, image.device), strength=artefacts)
+    head = signal > 0
+    cut = head if chance(generator, CUT_BEFORE) else None
+    again, _ = acquire(signal, generator, device_generator(generator, image.device), strength=artefacts, cut=cut)
+    if cut is not None:
+        head = head | (again > 0)
     gain = uniform(generator, 1 - GAIN_JITTER, 1 + GAIN_JITTER)
-    return black_level((2 * gain * again * (signal > 0) - 1).clamp(max=1)[None, None], generator)
+    return outlined(DarkEnd.draw(generator)((2 * gain * again - 1).clamp(max=1)[None, None]), head)
 
 
 def _tensor(image: np.ndarray, device: str) -> torch.Tensor:

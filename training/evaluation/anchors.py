@@ -12,7 +12,7 @@ import torch
 from MissingModalitySynthLib.canonical import canonical_grid, from_canonical, to_canonical
 from MissingModalitySynthLib.decoding import decode
 from MissingModalitySynthLib.device import free_memory
-from MissingModalitySynthLib.intensity import normalise, unscale
+from MissingModalitySynthLib.intensity import BRIGHTEST, normalise, unscale
 from MissingModalitySynthLib.translators import Translator
 from MissingModalitySynthLib.volume import Volume
 
@@ -53,7 +53,7 @@ def first_stage_ceiling(translator: Translator, acquired: Volume, spacing: tuple
     The way is that of synthesis: canonical grid, scaling, first stage, and back; float32 (i, j, k).
     """
     grid = canonical_grid(acquired, spacing, translator.multiple)
-    image, intensities = normalise(to_canonical(acquired, grid))
+    image, intensities = normalise(to_canonical(acquired, grid), brightest=BRIGHTEST, native=acquired.array)
     stage = translator.first_stage
     latents = stage.encode(torch.from_numpy(image)[None, None].to(stage.latent_mean.device))
     decoded = decode(translator, latents, free_memory(latents.device), [])

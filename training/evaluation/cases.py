@@ -184,7 +184,7 @@ def segmenter_grid(volume: Volume, mask: np.ndarray) -> CanonicalGrid:
 @torch.inference_mode()
 def segment(segmenter: nn.Module, volume: Volume, grid: CanonicalGrid) -> np.ndarray:
     """Indices of ``segmentation.CLASSES`` on the canonical grid."""
-    image = torch.from_numpy(normalise(to_canonical(volume, grid))[0])[None, None]
+    image = torch.from_numpy(normalise(to_canonical(volume, grid), native=volume.array)[0])[None, None]
     return segmenter(image).argmax(dim=1)[0].numpy()
 
 

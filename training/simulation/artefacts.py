@@ -21,6 +21,8 @@ from training.simulation.randomness import (
     uniform,
 )
 
+TRACE = 0.001  # share of the head in a voxel, below which it is background
+
 
 def slice_matrix(size: int, thickness: float, spacing: float, offset: float = 0.0, *, box: bool = False) -> Tensor:
     """(slices, size) matrix that acquires slices of `thickness` voxels every `spacing` voxels.
@@ -102,9 +104,12 @@ def power(image: Tensor, gamma: float, peak: Tensor | float) -> Tensor:
 
 
 def acquire(
-    image: Tensor, generator: Generator, noise_generator: Generator, *, strength: float = 1.0
+    image: Tensor, generator: Generator, noise_generator: Generator, *, strength: float = 1.0, cut: Tensor | None = None
 ) -> tuple[Tensor, dict]:
     """One realistic acquisition of an ideal (X, Y, Z) image, and the parameters drawn.
+
+    With `cut`, bool (X, Y, Z), the image was zero outside it before it came to be blurred and resampled, as a stripped
+    brain that some program brought to another grid: its edge is as soft as all else, and the background has no noise.
 
     In order: multiplicative bias field; motion along a random axis (one in eight); blur in plane, and in half of the
     draws slices of 1 to 7 mm with gaps along a random axis, the first of them at a random place; Rician noise on the
@@ -142,13 +147,16 @@ def acquire(
         else:
             acquired.append(gaussian_matrix(size, in_plane, device))
             restored.append(None)
-    image = apply_matrices(image, acquired)
+    image = apply_matrices(image if cut is None else image * cut, acquired)
+    share = None if cut is None else apply_matrices(cut.float(), acquired)
 
     noise = strength * uniform(generator, 0, 0.045) * (0.5 if chance(generator, 0.5) else 1.0)
     peak = image[::3, ::3, ::3].flatten().kthvalue(max(int(0.98 * image[::3, ::3, ::3].numel()), 1)).values
     if noise > 0:
-        image = rician(image, noise * peak, noise_generator)
+        image = rician(image, noise * peak if share is None else noise * peak * share, noise_generator)
     image = apply_matrices(image, restored).clamp(min=0)
+    if share is not None:
+        image = image * (apply_matrices(share, restored) > TRACE)
     drawn["noise"] = noise
     if chance(generator, 0.3 * strength):
         gamma = math.exp(uniform(generator, -0.3, 0.3))

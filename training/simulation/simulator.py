@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 from torch.nn.functional import embedding_bag, grid_sample, pad
 
 from training.simulation.anatomy import DISTANCE_STEP, SHADE_STEP, Anatomy
-from training.simulation.artefacts import acquire, interpolation_matrix
+from training.simulation.artefacts import acquire, interpolation_matrix, power
 from training.simulation.deformation import displace_mass, rigid_motion, rotation_matrix, sampling_positions
 from training.simulation.pathology import glioma, infarct, white_matter_lesions
 from training.simulation.protocols import canonical_protocol, contrast, random_table, wide_protocol
@@ -35,7 +35,8 @@ MODALITIES = ("T1", "T1ce", "T2", "FLAIR", "PD")
 TARGET_BLUR = 0.36  # mm, SD of the clean targets' point spread beyond the voxel
 BRIGHT = 0.995  # the percentile by which images are scaled
 MARGIN = 2  # voxels of air around the part of the anatomy that is sampled
-SAME_SESSION = 0.6  # chance that T1ce, as a target, is the source T1 repeated after the contrast agent
+SAME_SESSION = 0.9  # chance that T1ce, as a target, is the source T1 repeated after the contrast agent
+CUT_BEFORE = 0.4  # chance that a stripped brain was cut out before it was acquired, so that sources have soft edges
 SHIFT, TURN = 0.8, 1.0  # mm and degrees, the largest misregistration of a source
 PATHOLOGY = {"lesions": 0.45, "glioma": 0.25, "infarct": 0.08}
 
@@ -45,12 +46,14 @@ class Simulation:
     """Images of one simulated head, all (X, Y, Z) at 1 mm, axes R, A, S.
 
     targets, sources: modality -> float32 image, non-negative arbitrary units; targets are clean and follow the
-    canonical protocol (T1ce: or that of the source T1, if protocol["same_session"]), sources are acquired with
-    protocols from wide ranges and with artefacts, some of them displaced by what registration leaves over.
-    labels: uint8 tissue classes (`tissues.TISSUES`). lesion_mask, brain_mask: bool; outside the brain mask images are
-    zero if protocol["skull_stripped"]. target_headroom, source_headroom: how much brighter the whole head is than the
+    canonical protocol (T1ce: or that of the source T1 with its gamma, if protocol["same_session"]), sources are
+    acquired with protocols from wide ranges and with artefacts, some of them displaced by what registration leaves
+    over. labels: uint8 tissue classes (`tissues.TISSUES`). lesion_mask, brain_mask: bool; outside the brain mask images
+    are zero if protocol["skull_stripped"], but for the blurred edge of sources with protocol["soft_edges"].
+    target_headroom, source_headroom: how much brighter the whole head is than the
     crop (ratio of their 99.5th percentiles, without artefacts): intensities are scaled by whole heads when the networks
-    are used, and a crop without fluid says nothing about how bright fluid is. protocol: what was drawn.
+    are used, and a crop without fluid says nothing about how bright fluid is. Of targets it is the healthy head: in
+    FLAIR, tissue keeps its level when there is oedema. protocol: what was drawn.
     """
 
     targets: dict[str, Tensor]
@@ -272,21 +275,30 @@ def simulate(
     rough = uniform(generator, 0, 0.8) * smooth_field(generator, shape, 6, device)
     brain = distance / DISTANCE_STEP + rough < edge
     stripped = chance(generator, skull_strip)
-    case |= {"skull_stripped": stripped, "mask_edge": edge}
+    soft = stripped and chance(generator, CUT_BEFORE)
+    case |= {"skull_stripped": stripped, "mask_edge": edge, "soft_edges": soft}
 
     counts = _count_classes(anatomy, stripped, labels)
+    healthy = counts.clone()
+    healthy[FIRST_LESION:] = 0
     images, headroom = [], []
     for number, (image, table) in enumerate(zip(ideal, tables, strict=True)):
         bright = _brightest((image[::2, ::2, ::2] * brain[::2, ::2, ::2]) if stripped else image[::2, ::2, ::2])
-        whole = _brightest_signal(counts, table)
+        whole = _brightest_signal(healthy if number < len(targets) else counts, table)
         headroom.append(min(max(whole / max(bright, 1e-6), 0.5), 4.0))  # limited, should the crop be nearly empty
         if number < len(targets):
             result = slight_blur(image, TARGET_BLUR)
         else:
             moved, motion = _misregister(image, generator, misregistration)
-            result, artefact = acquire(moved, generator, noise_generator, strength=artefacts)
+            cut = brain if soft else None
+            result, artefact = acquire(moved, generator, noise_generator, strength=artefacts, cut=cut)
             protocols[number] |= motion | artefact
-        images.append(result.mul_(brain) if stripped else result)
+        images.append(result.mul_(brain) if stripped and not (soft and number >= len(targets)) else result)
+    if case["same_session"] and "T1ce" in targets:
+        gamma = protocols[len(targets) + list(sources).index("T1")].get("gamma", 1.0)
+        place = list(targets).index("T1ce")
+        images[place] = power(images[place], gamma, peak=1.0)
+        headroom[place] **= gamma
     case["targets"] = dict(zip(targets, protocols, strict=False))
     case["sources"] = dict(zip(sources, protocols[len(targets) :], strict=True))
     return Simulation(
