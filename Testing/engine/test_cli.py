@@ -14,6 +14,8 @@ import SimpleITK as sitk
 from MissingModalitySynthLib import __version__, errors
 from MissingModalitySynthLib.cli import build_parser, main
 from MissingModalitySynthLib.errors import SynthesisError
+from MissingModalitySynthLib.model_package import load_package
+from MissingModalitySynthLib.package_store import write_package
 from MissingModalitySynthLib.volume import Geometry
 from MissingModalitySynthLib.volume_io import read_provenance, read_volume
 
@@ -99,6 +101,25 @@ def test_a_target_is_written_on_the_grid_of_the_source_in_the_wanted_format(run,
         {"T1": "patient7_t1"},
         "micro",
     )
+
+
+def test_results_get_the_shading_of_their_source_unless_it_is_not_wanted(run, scans, tmp_path):
+    package = load_package("micro")
+    write_package(
+        tmp_path / "unshaded",
+        metadata=package.metadata | {"shading": "removed"},
+        networks={"default_method": "regression", "methods": {"regression": package.configuration("regression")}},
+        tensors={"regression": package.weights("regression")},
+        model_card="As micro.",
+        licence="Apache-2.0",
+    )
+    said = {}
+    for words in ((), ("--no-shading",)):
+        folder = tmp_path / f"results {len(words)}"
+        options = ("--source", f"T1={scans.t1}", "--target", "T2", "--package", tmp_path / "unshaded", *words)
+        ended = run("synthesize", *options, "--output-dir", folder)
+        said[words] = read_provenance(ended.out.strip())["shading"]
+    assert said == {(): "of the sources", ("--no-shading",): "of the model"}
 
 
 def test_without_targets_all_that_the_package_makes_is_made_and_said(run, scans, tmp_path):
