@@ -36,7 +36,7 @@ TARGET_BLUR = 0.36  # mm, SD of the clean targets' point spread beyond the voxel
 BRIGHT = 0.995  # the percentile by which images are scaled
 MARGIN = 2  # voxels of air around the part of the anatomy that is sampled
 SAME_SESSION = 0.9  # chance that T1ce, as a target, is the source T1 repeated after the contrast agent
-CUT_BEFORE = 0.4  # chance that a stripped brain was cut out before it was acquired, so that sources have soft edges
+CUT_BEFORE = 0.5  # chance that a stripped brain was cut out before thick slices were resampled, which blurs its edge
 SHIFT, TURN = 0.8, 1.0  # mm and degrees, the largest misregistration of a source
 PATHOLOGY = {"lesions": 0.45, "glioma": 0.25, "infarct": 0.08}
 
@@ -49,7 +49,7 @@ class Simulation:
     canonical protocol (T1ce: or that of the source T1 with its gamma, if protocol["same_session"]), sources are
     acquired with protocols from wide ranges and with artefacts, some of them displaced by what registration leaves
     over. labels: uint8 tissue classes (`tissues.TISSUES`). lesion_mask, brain_mask: bool; outside the brain mask images
-    are zero if protocol["skull_stripped"], but for the blurred edge of sources with protocol["soft_edges"].
+    are zero if protocol["skull_stripped"], but for the blurred edge of thick slices if protocol["soft_edges"].
     target_headroom, source_headroom: how much brighter the whole head is than the
     crop (ratio of their 99.5th percentiles, without artefacts): intensities are scaled by whole heads when the networks
     are used, and a crop without fluid says nothing about how bright fluid is. Of targets it is the healthy head: in
