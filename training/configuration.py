@@ -111,6 +111,7 @@ DEFAULTS: dict[str, Any] = {
         "structure_weight": 0.0,  # of 1 - SSIM
         "outlined": True,  # whether sources are available in their head alone
         "mirrored": False,  # whether results are the mean with those of the mirrored head, twice the work
+        "t1_in_t1ce": 0.0,  # share of the T1 in a T1ce that is made of it
     },
     "midiffusion": {
         "optimizer_steps": 4000,
@@ -153,6 +154,7 @@ SHARES = (
     "data.real_share",
     "optimizer.ema_decay",
     "diffusion.start_share",
+    "regression.t1_in_t1ce",
     "segmenter.made_up_share",
     "midiffusion.hidden_share",
     "midiffusion.monotone_share",

@@ -148,7 +148,7 @@ def translator_options(method: str, configuration: dict[str, Any]) -> dict[str, 
     networks = network_options(configuration)
     options = {"modalities": list(configuration["modalities"]), "first_stage": networks["first_stage"]}
     if method == "regression":
-        own = {key: configuration["regression"][key] for key in ("outlined", "mirrored")}
+        own = {key: configuration["regression"][key] for key in ("outlined", "mirrored", "t1_in_t1ce")}
         return options | {"first_stage": VOXELS, "unet": networks["regression"]} | own
     if method == "midiffusion":
         own = configuration["midiffusion"]

@@ -108,7 +108,8 @@ def synthesize(
     volumes, deviations = {}, {}
     with run.stage("native grid"):
         for target, (mean, deviation, _) in made.items():
-            volumes[target] = _to_native(mean, target, request, prepared)
+            kept = translator.kept.get(target)
+            volumes[target] = _to_native(mean, target, request, prepared, kept)
             if deviation is not None:  # 0 in [0, 2] is 0 in the source's units, as -1 in [-1, 1] is
                 name = f"{target} standard deviation"
                 deviations[target] = _to_native(deviation - 1, name, request, prepared)
@@ -282,14 +283,30 @@ def _translate(
     return made
 
 
-def _to_native(values: np.ndarray, what: str, request: Request, prepared: _Prepared) -> Volume:
-    """From [-1, BRIGHTEST] on the canonical grid to the reference's units on its grid, shaded."""
+def _to_native(
+    values: np.ndarray, what: str, request: Request, prepared: _Prepared, kept: tuple[str, float] | None = None
+) -> Volume:
+    """From [-1, BRIGHTEST] on the canonical grid to the reference's units on its grid, shaded, with a share of a source
+    in it where that is ``kept`` and there."""
     array = np.where(prepared.mask, unscale(values, prepared.intensities), 0)
     if prepared.shading is not None:
         array = array * prepared.shading
+    if kept and kept[0] in prepared.images:
+        array = _with_source(array, prepared.images[kept[0]][0, 0].numpy(), kept[1], prepared.mask)
     native = from_canonical(array, prepared.grid).array * prepared.native_mask
     name = f"{what} (synthetic from {' + '.join(map(shown_name, request.sources))})"
     return Volume(native, request.reference.geometry, name)
+
+
+def _with_source(array: np.ndarray, source: np.ndarray, share: float, mask: np.ndarray) -> np.ndarray:
+    """A result with a share of a source, in [-1, 1] with background at -1, after the gain and offset that fit it best.
+
+    The source has its own shading, so this comes after the result got some.
+    """
+    inside = mask & (source > -1)
+    line = np.polyfit(source[inside].astype(np.float64), array[inside].astype(np.float64), 1)
+    fitted = np.maximum(np.polyval(line, source), 0)
+    return np.where(inside, (1 - share) * array + share * fitted, array)
 
 
 def _provenance(request: Request, target: str, translator: Translator, device: torch.device) -> dict[str, Any]:
@@ -305,6 +322,7 @@ def _provenance(request: Request, target: str, translator: Translator, device: t
         "samples": request.samples if translator.stochastic else 1,
         "seed": request.seed,
         "shading": "of the sources" if request.shading and request.package.unshaded else "of the model",
+        **_kept_sources(request, target, translator),
         "package": request.package.name,
         "package_version": request.package.metadata["version"],
         "package_sha256": request.package.digest,
@@ -313,6 +331,11 @@ def _provenance(request: Request, target: str, translator: Translator, device: t
         "device": str(device),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def _kept_sources(request: Request, target: str, translator: Translator) -> dict[str, Any]:
+    source, share = translator.kept.get(target, ("", 0.0))
+    return {"share_of_sources": {source: share}} if source in request.sources else {}
 
 
 def _steps(request: Request, translator: Translator) -> int:

@@ -170,6 +170,24 @@ def test_a_model_without_shading_gets_that_of_its_sources_unless_it_is_not_wante
     assert result.provenance["T2"]["shading"] == "of the sources"
 
 
+def test_a_t1ce_keeps_its_share_of_the_t1_that_it_was_made_of(head, tmp_path):
+    names = [*MODALITIES, "T1ce"]
+    options = COMMON | {"modalities": names, "unet": {"features": [16] * 6}}
+    shares = {share: options | {"t1_in_t1ce": share} for share in (0.0, 0.25, 1.0)}
+    told = {"sources": names, "targets": names}
+    packages = {k: package_of(tmp_path / str(k), metadata=told, regression=v) for k, v in shares.items()}
+    results = {k: synthesize(Request({"T1": head}, ["T1ce", "T2"], p, device="cpu")) for k, p in packages.items()}
+    plain, quarter, whole = (results[share].volumes["T1ce"].array for share in shares)
+    np.testing.assert_allclose(quarter, 0.75 * plain + 0.25 * whole, atol=1e-4 * plain.max())
+    inside = (plain > 0) & (whole > 0)
+    assert abs(np.corrcoef(whole[inside], head.array[inside])[0, 1]) > 0.99
+    assert results[0.25].provenance["T1ce"]["share_of_sources"] == {"T1": 0.25}
+    assert "share_of_sources" not in results[0.0].provenance["T1ce"] | results[0.25].provenance["T2"]
+    np.testing.assert_array_equal(*(results[share].volumes["T2"].array for share in (0.0, 1.0)))
+    other = [synthesize(Request({"T2": head}, ["T1ce"], packages[k], device="cpu")) for k in (0.0, 1.0)]
+    np.testing.assert_array_equal(*(each.volumes["T1ce"].array for each in other))
+
+
 class Identity(Translator):
     """Networks that return their source."""
 

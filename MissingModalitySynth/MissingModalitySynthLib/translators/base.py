@@ -31,6 +31,7 @@ class Translator(nn.Module, ABC):
         stochastic: whether two seeds can give two results.
         joint: whether a condition is the same for all targets, and what is made for the first of them is there for all.
         passes: of the networks for one step.
+        kept: by target, the source that is part of the result where it is there, and its share (see ``synthesis``).
         live_activations: how many activations of that width are there at once: the skips of the UNet's first level and
             a block's temporaries.
     """
@@ -42,6 +43,7 @@ class Translator(nn.Module, ABC):
     stochastic: bool
     joint = False
     passes = 1
+    kept: Mapping[str, tuple[str, float]] = {}
     live_activations = 12
 
     def __init__(self, modalities: Sequence[str], first_stage: FirstStage, network_factor: int, width: int) -> None:

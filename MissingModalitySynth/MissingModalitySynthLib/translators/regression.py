@@ -42,6 +42,8 @@ class RegressionTranslator(Translator):
             brain is no background: the one is bright in T2, the other dark. False: everywhere.
             ValueError where the first stage is no Haar transform.
         mirrored: results are the mean of what the UNet makes of the head and of its mirror image, left for right.
+        t1_in_t1ce: share of the T1 in a T1ce that is made of it, from 0 to 1. But for the uptake, which cannot be
+            known, they are one image, and the errors of the UNet are its own. ValueError outside of this range.
     """
 
     method = "regression"
@@ -59,13 +61,17 @@ class RegressionTranslator(Translator):
         unet: Mapping[str, Any],
         outlined: bool = False,
         mirrored: bool = False,
+        t1_in_t1ce: float = 0.0,
     ) -> None:
+        if not 0 <= t1_in_t1ce <= 1:
+            raise ValueError(f"The share of the T1 in the T1ce must be from 0 to 1, not {t1_in_t1ce}.")
         stage = build_first_stage(first_stage)
         if outlined and not isinstance(stage, HaarFirstStage):
             raise ValueError("Sources can be outlined in voxels and Haar latents only: others see beyond a block.")
         super().__init__(modalities, stage, network_factor=16, width=3 * unet["features"][0])
         self.outlined = outlined
         self.passes = 2 if mirrored else 1
+        self.kept = {"T1ce": ("T1", t1_in_t1ce)} if t1_in_t1ce else {}
         slots = len(modalities)
         self.unet = build_unet(slots * (stage.channels + 1), slots * stage.channels, **unet)
 
