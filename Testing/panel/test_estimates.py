@@ -25,7 +25,7 @@ def cost(package, geometry=HEAD, method="regression", device="cpu", **options):
 def test_the_bundled_model_on_two_cores_is_estimated_near_what_was_measured(micro):
     found = cost(micro)
     assert 1.5 < found.seconds < 12  # the README's benchmark: 7 s beside the start of Python
-    assert 0.9e9 < found.memory < 4.5e9  # and 3.4 GB
+    assert 2.9e9 < found.memory < 3.9e9  # and 3.4 GB
     assert not found.measured
 
 

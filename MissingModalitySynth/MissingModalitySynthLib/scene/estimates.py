@@ -26,7 +26,7 @@ _SPEED = {"cpu": 2.5e11, "mps": 2e12, "cuda": 1.5e13}
 _SECONDS_PER_MEGAVOXEL = 0.25
 _SECONDS_AT_LEAST = 1.0
 _BYTES_PER_VALUE = 2  # bfloat16; devices without it take twice as much
-_LIVE_ACTIVATIONS = {"regression": 4, ZERO_SHOT: 4}  # by method, else 12; as measured
+_LIVE_ACTIVATIONS = {"regression": 5, ZERO_SHOT: 4}  # by method, else 12; as measured
 # Of zero-shot synthesis on the CPU: the tissues of the source, and a step's gradient of the local mutual information.
 _TISSUES_SECONDS_PER_MEGAVOXEL = 3.5
 _GUIDANCE_SECONDS_PER_MEGAVOXEL = 3.5
