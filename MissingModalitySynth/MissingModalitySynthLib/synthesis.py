@@ -105,6 +105,9 @@ def synthesize(
 
     if "T1ce" in request.targets:
         notices.append("T1ce: the sources do not show the uptake of contrast agent; enhancement, or none, is a guess.")
+    for target, (source, share) in translator.kept.items():
+        if target in request.targets and source in request.sources:
+            notices.append(f"{target}: {share:.0%} of it is the {source} itself.")
     volumes, deviations = {}, {}
     with run.stage("native grid"):
         for target, (mean, deviation, _) in made.items():

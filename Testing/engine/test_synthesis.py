@@ -182,6 +182,8 @@ def test_a_t1ce_keeps_its_share_of_the_t1_that_it_was_made_of(head, tmp_path):
     inside = (plain > 0) & (whole > 0)
     assert abs(np.corrcoef(whole[inside], head.array[inside])[0, 1]) > 0.99
     assert results[0.25].provenance["T1ce"]["share_of_sources"] == {"T1": 0.25}
+    assert "T1ce: 25% of it is the T1 itself." in results[0.25].notices
+    assert not any("itself" in notice for notice in results[0.0].notices)
     assert "share_of_sources" not in results[0.0].provenance["T1ce"] | results[0.25].provenance["T2"]
     np.testing.assert_array_equal(*(results[share].volumes["T2"].array for share in (0.0, 1.0)))
     other = [synthesize(Request({"T2": head}, ["T1ce"], packages[k], device="cpu")) for k in (0.0, 1.0)]
