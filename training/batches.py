@@ -112,6 +112,7 @@ class DarkEnd:
 
     @classmethod
     def draw(cls, generator: torch.Generator) -> DarkEnd:
+        """Cut off in three of ten draws, lifted in four."""
         draw = uniform(generator, 0, 1)
         if draw < BLACK_CHANCE:
             return cls(level=2 * uniform(generator, 0, BLACK_LEVEL))

@@ -9,7 +9,7 @@ from scipy import ndimage, stats
 
 from training.simulation import procedural_head, simulate
 from training.simulation.artefacts import (
-    SHARP,
+    THICK,
     acquire,
     bias_field,
     motion_matrices,
@@ -190,10 +190,10 @@ def test_the_edge_of_what_is_cut_out_is_blurred_by_thick_slices_alone_and_has_no
     cut[:20] = True
     seen = {"sharp": 0, "blurred": 0}
     for seed in range(60):
-        made, drawn = acquire(torch.ones(cut.shape), seeded(seed), seeded(seed), cut=cut)
+        made, drawn = acquire(torch.ones(cut.shape), seeded(seed), seeded(seed), brain_mask=cut)
         if "motion_axis" in drawn:
             continue
-        thick = drawn.get("slice_thickness", 0) > SHARP
+        thick = drawn.get("slice_thickness", 0) > THICK
         if not thick:
             seen["sharp"] += 1
             assert torch.equal(made > 0, cut)

@@ -8,13 +8,13 @@ import pytest
 import torch
 from scipy import ndimage
 
-from training.simulation import MODALITIES, procedural_head, simulate
-from training.simulation.artefacts import SHARP, interpolation_matrix, motion_matrices, slice_matrix
+from training.simulation import MODALITIES, procedural_head, simulate, simulator
+from training.simulation.artefacts import THICK, interpolation_matrix, motion_matrices, slice_matrix
 from training.simulation.deformation import displace_mass, sampling_positions
 from training.simulation.pathology import glioma
 from training.simulation.preview import main
 from training.simulation.randomness import apply_matrices, gaussian_matrix
-from training.simulation.simulator import CUT_BEFORE, _brightest, _brightest_signal, _count_classes
+from training.simulation.simulator import STRIPPED_BEFORE, _brightest, _brightest_signal, _count_classes
 from training.simulation.tissues import CLASS, LEVELS, TEXTURE_RANGE, TISSUES, draw_subject
 
 SHAPE = (72, 80, 72)
@@ -119,14 +119,14 @@ def test_sources_of_a_brain_that_was_cut_out_before_have_soft_edges_if_thick_and
         for image in case.targets.values():
             assert image[outside].max() == 0
         for name, image in case.sources.items():
-            thick = case.protocol["sources"][name].get("slice_thickness", 0) > SHARP
+            thick = case.protocol["sources"][name].get("slice_thickness", 0) > THICK
             assert (image[outside].max() > 0) == thick
             assert image.numpy()[away > 14].max(initial=0) == 0
             if thick:
                 blurred += 1
                 assert 0 < image.numpy()[(away > 0) & (away < 1.5)].mean() < 0.7 * image[case.brain_mask].median()
     assert blurred > 2
-    assert np.mean([case.protocol["soft_edges"] for case in cases]) == pytest.approx(CUT_BEFORE, abs=0.35)
+    assert np.mean([case.protocol["soft_edges"] for case in cases]) == pytest.approx(STRIPPED_BEFORE, abs=0.35)
 
 
 def test_random_contrast_can_be_forced_and_forbidden(head):
@@ -247,6 +247,18 @@ def test_t1ce_of_the_same_session_is_the_source_t1_but_for_what_takes_up_contras
         white = (case.labels == CLASS["white matter"]) & case.brain_mask
         ratio = (case.targets["T1ce"] / case.sources["T1"])[white]
         assert ratio.median() == pytest.approx(1, abs=0.03)
+
+
+def test_t1ce_of_the_same_session_has_the_gamma_of_the_source_t1(head, monkeypatch):
+    made = []
+    for drawn in ({}, {"gamma": 0.7}):
+        monkeypatch.setattr(simulator, "acquire", lambda image, *_, drawn=drawn, **__: (image, drawn))
+        cases = (run(head, seed, sources=["T1"], targets=["T1", "T1ce"], random_contrast=0) for seed in range(9))
+        made.append(next(case for case in cases if case.protocol["same_session"]))
+    plain, curved = made
+    torch.testing.assert_close(curved.targets["T1ce"], plain.targets["T1ce"] ** 0.7, rtol=1e-4, atol=1e-6)
+    assert torch.equal(curved.targets["T1"], plain.targets["T1"])
+    assert curved.target_headroom["T1ce"] == pytest.approx(plain.target_headroom["T1ce"] ** 0.7)
 
 
 def test_blur_along_matrices_agrees_with_scipy():

@@ -17,7 +17,7 @@ from MissingModalitySynthLib.modality import MODALITIES
 from ..batches import GAIN_JITTER, DarkEnd, Pair, choose, draw_roles, outlined
 from ..simulation.artefacts import acquire
 from ..simulation.randomness import chance, device_generator, uniform
-from ..simulation.simulator import CUT_BEFORE
+from ..simulation.simulator import STRIPPED_BEFORE
 from .cache import CanonicalSubject, load_subject
 from .subjects import Subject, check_policy
 
@@ -206,9 +206,11 @@ def _acquired_again(image: torch.Tensor, generator: torch.Generator, artefacts: 
     for soft edges in part of the draws."""
     signal = (image[0, 0] + 1) / 2
     head = signal > 0
-    cut = head if chance(generator, CUT_BEFORE) else None
-    again, _ = acquire(signal, generator, device_generator(generator, image.device), strength=artefacts, cut=cut)
-    if cut is not None:
+    mask = head if chance(generator, STRIPPED_BEFORE) else None
+    again, _ = acquire(
+        signal, generator, device_generator(generator, image.device), strength=artefacts, brain_mask=mask
+    )
+    if mask is not None:
         head = head | (again > 0)
     gain = uniform(generator, 1 - GAIN_JITTER, 1 + GAIN_JITTER)
     return outlined(DarkEnd.draw(generator)((2 * gain * again - 1).clamp(max=1)[None, None]), head)

@@ -21,7 +21,7 @@ from training.simulation.randomness import (
     uniform,
 )
 
-SHARP = 2.0  # mm, slices in which a brain that was cut out has a sharp edge
+THICK = 2.0  # mm, of slices that blur the edge of a brain which was stripped before
 TRACE = 0.001  # share of the head in a voxel, below which it is background
 
 
@@ -105,13 +105,18 @@ def power(image: Tensor, gamma: float, peak: Tensor | float) -> Tensor:
 
 
 def acquire(
-    image: Tensor, generator: Generator, noise_generator: Generator, *, strength: float = 1.0, cut: Tensor | None = None
+    image: Tensor,
+    generator: Generator,
+    noise_generator: Generator,
+    *,
+    strength: float = 1.0,
+    brain_mask: Tensor | None = None,
 ) -> tuple[Tensor, dict]:
     """One realistic acquisition of an ideal (X, Y, Z) image, and the parameters drawn.
 
-    With `cut`, bool (X, Y, Z), the image is zero outside it. Slices of more than 2 mm were resampled with what was cut
-    out before: their edge is as blurred as all else. Sharper images keep a sharp edge: where all edges may be blurred,
-    fluid under the brain's surface can no longer be told from its edge, and in T2 is made too dark.
+    With `brain_mask`, bool (X, Y, Z), the image is zero outside it. Slices of more than 2 mm were resampled after the
+    skull was stripped: their edge is as blurred as all else. Thinner ones keep a sharp edge: where all edges may be
+    blurred, fluid under the brain's surface can no longer be told from its edge, and in T2 is made too dark.
 
     In order: multiplicative bias field; motion along a random axis (one in eight); blur in plane, and in half of the
     draws slices of 1 to 7 mm with gaps along a random axis, the first of them at a random place; Rician noise on the
@@ -149,17 +154,17 @@ def acquire(
         else:
             acquired.append(gaussian_matrix(size, in_plane, device))
             restored.append(None)
-    before = cut is not None and drawn.get("slice_thickness", 0) > SHARP
-    image = apply_matrices(image * cut if before else image, acquired)
-    share = apply_matrices(cut.float(), acquired) if before else None
+    stripped_before = brain_mask is not None and drawn.get("slice_thickness", 0) > THICK
+    image = apply_matrices(image * brain_mask if stripped_before else image, acquired)
+    share = apply_matrices(brain_mask.float(), acquired) if stripped_before else None
 
     noise = strength * uniform(generator, 0, 0.045) * (0.5 if chance(generator, 0.5) else 1.0)
     peak = image[::3, ::3, ::3].flatten().kthvalue(max(int(0.98 * image[::3, ::3, ::3].numel()), 1)).values
     if noise > 0:
         image = rician(image, noise * peak if share is None else noise * peak * share, noise_generator)
     image = apply_matrices(image, restored).clamp(min=0)
-    if cut is not None:
-        image = image * ((apply_matrices(share, restored) > TRACE) if before else cut)
+    if brain_mask is not None:
+        image = image * ((apply_matrices(share, restored) > TRACE) if stripped_before else brain_mask)
     drawn["noise"] = noise
     if chance(generator, 0.3 * strength):
         gamma = math.exp(uniform(generator, -0.3, 0.3))

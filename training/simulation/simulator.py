@@ -36,7 +36,7 @@ TARGET_BLUR = 0.36  # mm, SD of the clean targets' point spread beyond the voxel
 BRIGHT = 0.995  # the percentile by which images are scaled
 MARGIN = 2  # voxels of air around the part of the anatomy that is sampled
 SAME_SESSION = 0.9  # chance that T1ce, as a target, is the source T1 repeated after the contrast agent
-CUT_BEFORE = 0.5  # chance that a stripped brain was cut out before thick slices were resampled, which blurs its edge
+STRIPPED_BEFORE = 0.5  # chance that the skull was stripped before thick slices were resampled, which blurs the edge
 SHIFT, TURN = 0.8, 1.0  # mm and degrees, the largest misregistration of a source
 PATHOLOGY = {"lesions": 0.45, "glioma": 0.25, "infarct": 0.08}
 
@@ -275,7 +275,7 @@ def simulate(
     rough = uniform(generator, 0, 0.8) * smooth_field(generator, shape, 6, device)
     brain = distance / DISTANCE_STEP + rough < edge
     stripped = chance(generator, skull_strip)
-    soft = stripped and chance(generator, CUT_BEFORE)
+    soft = stripped and chance(generator, STRIPPED_BEFORE)
     case |= {"skull_stripped": stripped, "mask_edge": edge, "soft_edges": soft}
 
     counts = _count_classes(anatomy, stripped, labels)
@@ -287,13 +287,13 @@ def simulate(
         whole = _brightest_signal(healthy if number < len(targets) else counts, table)
         headroom.append(min(max(whole / max(bright, 1e-6), 0.5), 4.0))  # limited, should the crop be nearly empty
         if number < len(targets):
-            result = slight_blur(image, TARGET_BLUR)
+            result, cut = slight_blur(image, TARGET_BLUR), stripped
         else:
             moved, motion = _misregister(image, generator, misregistration)
-            cut = brain if soft else None
-            result, artefact = acquire(moved, generator, noise_generator, strength=artefacts, cut=cut)
+            mask, cut = (brain, False) if soft else (None, stripped)
+            result, artefact = acquire(moved, generator, noise_generator, strength=artefacts, brain_mask=mask)
             protocols[number] |= motion | artefact
-        images.append(result.mul_(brain) if stripped and not (soft and number >= len(targets)) else result)
+        images.append(result.mul_(brain) if cut else result)
     if case["same_session"] and "T1ce" in targets:
         gamma = protocols[len(targets) + list(sources).index("T1")].get("gamma", 1.0)
         place = list(targets).index("T1ce")
