@@ -48,6 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--cases", type=int, default=4, help="evaluate, simulate: number of simulated subjects")
     zero_shot_help = "export: the run of midiffusion, where that is not --run"
     parser.add_argument("--zero-shot", type=Path, metavar="RUN", help=zero_shot_help)
+    keep_help = "export: a package whose zero-shot method, segmenter and classifier are kept where no run has another"
+    parser.add_argument("--keep", metavar="NAME_OR_FOLDER", help=keep_help)
     evaluation_help = "export: an evaluation.json whose results the model card gets; again and again"
     parser.add_argument("--evaluation", type=Path, action="append", default=[], help=evaluation_help)
     evaluation.add_arguments(parser)
@@ -65,6 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
                 options.run,
                 options.output,
                 zero_shot=options.zero_shot,
+                keep=options.keep,
                 evaluations=options.evaluation,
             )
             print(f"Wrote '{package.path}', methods {', '.join(package.methods)}.")
@@ -128,7 +131,11 @@ def _check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None
     stage, evaluate = options.stage, options.stage == "evaluate"
     if not evaluate and (foreign := evaluation.given(options)):
         parser.error(f"{foreign[0]} belongs to evaluate, not to {stage}")
-    for name, value in (("--evaluation", options.evaluation), ("--zero-shot", options.zero_shot)):
+    for name, value in (
+        ("--evaluation", options.evaluation),
+        ("--zero-shot", options.zero_shot),
+        ("--keep", options.keep),
+    ):
         if value and stage != "export":
             parser.error(f"{name} belongs to export, not to {stage}")
     if options.config is None and not (evaluate and options.package and options.subjects):

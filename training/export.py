@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from MissingModalitySynthLib.errors import InputError
 from MissingModalitySynthLib.intensity import BRIGHTEST
 from MissingModalitySynthLib.model_package import ModelPackage, load_package
-from MissingModalitySynthLib.package_format import CHECKSUMS, CLASSIFIER, SEGMENTER, ZERO_SHOT
+from MissingModalitySynthLib.package_format import CHECKSUMS, CLASSIFIER, SEGMENTER, ZERO_SHOT, extras_of
 from MissingModalitySynthLib.package_store import package_folders, write_package
 from MissingModalitySynthLib.segmentation import CLASSES
 from MissingModalitySynthLib.translators import Translator
@@ -21,13 +22,23 @@ from .checkpoint import read_checkpoint, with_prefix
 from .classifier import ranges
 from .configuration import DEFAULTS, STAGES
 from .logbook import read_log
-from .model_card import INTENDED_USE, PARTS, data_source, part_sources, simulated, trained_subjects, write_card
+from .model_card import (
+    INTENDED_USE,
+    PARTS,
+    data_source,
+    part_data,
+    part_sources,
+    simulated,
+    trained_subjects,
+    write_card,
+)
 from .stages import CHECKPOINT, is_ablated, translator_options
 
 # What the last stage of a method makes. Runs may also have trained MS-SPADE and bridge together in "aldm".
 _METHODS = {"diffusion": "aldm", "aldm": "aldm", "regression": "regression", "midiffusion": ZERO_SHOT}
 ABLATION = "ablation"  # a method that only the evaluation knows
 VERSION = "0.1.0"
+_ABOUT = {SEGMENTER: SEGMENTER, ZERO_SHOT: "zero_shot", CLASSIFIER: "trained_on"}  # metadata of each part, by stage
 # What networks compute from their weights; the sampler's steps and eta may be chosen anew.
 _DECISIVE = ("networks", "first_stage", "modalities")
 _DECISIVE_FOR_STAGE = {
@@ -43,6 +54,7 @@ def export(
     output: Path,
     *,
     zero_shot: Path | None = None,
+    keep: str | Path | None = None,
     evaluations: Sequence[Path] = (),
     for_evaluation: bool = False,
 ) -> ModelPackage:
@@ -54,13 +66,17 @@ def export(
         run: folder with one subfolder per stage.
         zero_shot: the run of zero-shot translation where it is another one, say of other scans or with a segmenter of
             its own.
+        keep: name or folder of a package whose zero-shot method, segmenter and classifier go on into the new one, each
+            where no run has trained another.
         output: folder of the package; one that is there is replaced, and the version counts on from its.
         evaluations: files ``evaluation.json`` of these weights, whose results become part of the model card.
         for_evaluation: an ablated run is packed as well, as the method :data:`ABLATION` of :func:`build_ablation`.
 
     Raises:
         InputError: no stage was trained, or one with other networks than the settings name, or not that of
-            ``zero_shot``; the settings are of an ablation; or the evaluation cannot be read.
+            ``zero_shot``; the settings are of an ablation; the package to keep from does not say how its parts were
+            trained; or the evaluation cannot be read.
+        ModelPackageError: the package to keep from is missing or damaged.
     """
     ablated = is_ablated(configuration)
     if ablated and not for_evaluation:
@@ -75,7 +91,8 @@ def export(
         if not (folders["midiffusion"] / CHECKPOINT).exists():
             raise InputError(f"The run '{zero_shot}' has no checkpoint of midiffusion: train that stage first.")
     trained = [folder for folder in folders.values() if (folder / CHECKPOINT).exists()]
-    methods, tensors, rows = {}, {}, []
+    methods, tensors = {}, {}
+    rows: dict[str, list[str]] = {}  # of the model card, by stage
     recipes: dict[str, list[dict[str, Any]]] = {}  # of what is trained apart, by stage
     extras: dict[str, Any] = {}  # of networks.json, and what metadata.json says of them
     about: dict[str, Any] = {}
@@ -83,9 +100,10 @@ def export(
     for folder in trained:
         weights, state = read_checkpoint(folder / CHECKPOINT, prefix="average.")
         weights = with_prefix(weights, "average.")
-        rows.append(_row(folder, weights))
+        rows[folder.name] = [_row(folder, weights)]
         if folder.parent == zero_shot and (own := zero_shot / SEGMENTER / CHECKPOINT).exists():
-            rows.append(_row(own.parent, read_checkpoint(own, prefix="average.")[0], "segmenter of midiffusion"))
+            inner = read_checkpoint(own, prefix="average.")[0]
+            rows[folder.name].append(_row(own.parent, inner, "segmenter of midiffusion"))
         if folder.name == CLASSIFIER:
             classes, width = state["configuration"]["modalities"], state["configuration"]["classifier"]["width"]
             extras[CLASSIFIER], about["trained_on"] = {"classes": classes, "width": width}, ranges(weights, classes)
@@ -102,28 +120,37 @@ def export(
         if folder.name in PARTS:
             recipes[folder.name] = history
         if method := known.get(folder.name):
+            if method == ZERO_SHOT:
+                about["zero_shot"] = {"targets": list(configuration["midiffusion"]["targets"])}
             _require_same(folder / CHECKPOINT, state["configuration"], configuration)
             methods[method] = translator_options("aldm" if method == ABLATION else method, configuration)
             tensors[method] = finite_as_float16(weights)
             if method != ZERO_SHOT:
                 paired_recipes += history
+    for part in _kept_parts(keep, rows) if keep is not None else ():
+        (methods if part.stage == ZERO_SHOT else extras)[part.stage] = part.settings
+        tensors[part.stage], rows[part.stage], recipes[part.stage] = part.tensors, part.rows, [part.recipe]
+        about |= part.about
     if ablated and ABLATION in methods:
         methods[ABLATION] |= {
             key: configuration["diffusion"][key] for key in ("use_spade", "use_palette", "use_denoiser")
         }
     if not methods:
         raise InputError(f"The folder '{run}' has no checkpoint of any of {', '.join(known)}.")
+    about["parts"] = {  # what `keep` tells of them again
+        stage: {"rows": rows[stage]} | dict(zip(("data_source", "subjects"), part_data(history), strict=True))
+        for stage, history in recipes.items()
+    }
     main = paired_recipes or recipes.pop(ZERO_SHOT)
-    trained = trained_subjects(main)
-    said = data_source(main, trained)
+    about["subjects"] = trained = trained_subjects(main)
+    said = data_source(main)
     modalities = list(configuration["modalities"])
-    zero_shot_targets = list(configuration["midiffusion"]["targets"])
     makes = []
     if paired := [method for method in methods if method != ZERO_SHOT]:
         makes.append(f"Any non-empty set of {', '.join(modalities)} to any other of them")
     if ZERO_SHOT in methods:
-        about["zero_shot"] = {"targets": zero_shot_targets}
-        makes.append(f"{'any' if paired else 'Any'} single contrast to {', '.join(zero_shot_targets)}")
+        zero_shot_targets = ", ".join(about["zero_shot"]["targets"])
+        makes.append(f"{'any' if paired else 'Any'} single contrast to {zero_shot_targets}")
     if simulated(main):
         about["shading"] = "removed"  # simulated targets have none
     title = f"MissingModalitySynth {output.name}"
@@ -133,8 +160,9 @@ def export(
         recipes=main,
         trained=trained,
         parts=recipes,
-        stages=_stages(rows, configuration),
+        stages=_stages([row for stage_rows in rows.values() for row in stage_rows], configuration),
         evaluations=evaluations,
+        kept=methods.get("regression", {}).get("t1_in_t1ce", 0.0),
     )
     return write_package(
         output,
@@ -163,6 +191,38 @@ def export(
         licence=_licence(),
         replace=True,
     )
+
+
+@dataclass(frozen=True)
+class _KeptPart:
+    """What a new package takes over from another one: of a stage that was trained apart."""
+
+    stage: str
+    settings: dict[str, Any]
+    tensors: dict[str, torch.Tensor]
+    about: dict[str, Any]
+    rows: list[str]
+    recipe: dict[str, Any]
+
+
+def _kept_parts(keep: str | Path, trained: Collection[str]) -> Iterator[_KeptPart]:
+    """The parts of a package whose stages are not among those that were trained anew."""
+    package = load_package(keep)
+    there = {*package.methods, *extras_of(package.networks)}
+    for stage, key in _ABOUT.items():
+        if stage in trained or stage not in there:
+            continue
+        try:
+            said = package.metadata["parts"][stage]
+            rows, text, subjects = [str(row) for row in said["rows"]], str(said["data_source"]), list(said["subjects"])
+        except (LookupError, TypeError) as error:
+            raise InputError(
+                f"The package '{package.name}' does not say how its {stage} was trained, so that no card can: export "
+                "with the run of that stage."
+            ) from error
+        recipe = {"data": DEFAULTS["data"], "run": package.path, "said": text, "subjects": subjects}
+        about = {key: package.metadata[key]}
+        yield _KeptPart(stage, package.configuration(stage), package.weights(stage), about, rows, recipe)
 
 
 def _licence() -> str:
@@ -219,8 +279,9 @@ def recipe_history(folder: Path, recipe: dict[str, Any]) -> list[dict[str, Any]]
         return [own]
     initial = Path(recipe["initial"])
     if (initial / CHECKSUMS).exists():
-        said = load_package(initial).metadata["data_source"]
-        return [{"data": DEFAULTS["data"], "run": initial, "said": said}, own]
+        about = load_package(initial).metadata
+        known = {"said": about["data_source"], "subjects": about.get("subjects", [])}
+        return [{"data": DEFAULTS["data"], "run": initial} | known, own]
     _, state = read_checkpoint(initial / folder.name / CHECKPOINT)
     return [*recipe_history(initial / folder.name, state["configuration"]), own]
 

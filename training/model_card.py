@@ -32,6 +32,7 @@ SIMULATION_LIMITS = """\
 ZERO_SHOT_LIMITS = """\
 - Zero-shot synthesis (`midiffusion`) tells tissues by their shape and place alone: of two that look alike in the source
   it guesses, and pathology that changes no shape is lost."""
+KEPT_LIMITS = "- Of a T1ce that is made of a T1, {:.0%} are that T1 itself."
 SEGMENTER_LIMITS = """\
 - The segmenter is for comparing images, not for volumetry or for finding lesions: it has seen simulated heads alone."""
 PARTS = {
@@ -50,6 +51,8 @@ CITATIONS = {
         "Segmentations Based on Multi-rater Consensus. Neuroinformatics 2017, doi:10.1007/s12021-017-9348-7."
     )
 }
+_SIMULATED = "Simulated contrast"
+_AGAIN = f"{_SIMULATED} as before."
 _DRAWS = 1000  # of a protocol: its ranges are found by drawing
 
 
@@ -61,16 +64,18 @@ def write_card(
     parts: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     stages: str,
     evaluations: Sequence[Path],
+    kept: float = 0.0,
 ) -> str:
     """The card, as Markdown.
 
     Args:
         recipes: the settings of what was trained, in that order; of each, "data" and the folder "run", and "said" of
-            weights that came in a package: what its metadata say of their data.
+            weights that came in a package: what its metadata say of their data, with "subjects" whom it names.
         trained: names of the scanned subjects that were trained on.
         parts: recipes like those of what was trained apart, by stage: "midiffusion", "segmenter", "classifier".
         stages: what is said about the training itself.
         evaluations: files ``evaluation.json``; each becomes a section of results.
+        kept: share of the T1 in a T1ce that is made of it.
 
     Raises:
         InputError: an evaluation cannot be read.
@@ -78,8 +83,9 @@ def write_card(
     apart = dict(parts or {})
     limits = [LIMITS, *[SIMULATION_LIMITS] * simulated(recipes), *[ZERO_SHOT_LIMITS] * ("midiffusion" in apart)]
     limits += [SEGMENTER_LIMITS] * ("segmenter" in apart)
+    limits += [KEPT_LIMITS.format(kept)] * (kept > 0)
     said = [f"# {title}", "## Intended use", INTENDED_USE]
-    said += ["## Training data", data_source(recipes, trained), *part_sources(apart, data_source(recipes, trained))]
+    said += ["## Training data", data_source(recipes), *part_sources(apart, data_source(recipes))]
     said.append(citations(sorted({*trained, *(name for each in apart.values() for name in trained_subjects(each))})))
     if simulated(recipes):
         said += ["## Simulated protocols", _protocols(recipes[-1]["data"]["pathology"])]
@@ -89,25 +95,35 @@ def write_card(
     return "\n\n".join(filter(None, said)) + "\n"
 
 
-def data_source(recipes: Sequence[Mapping[str, Any]], trained: Sequence[str]) -> str:
+def data_source(recipes: Sequence[Mapping[str, Any]]) -> str:
     """What the networks have seen, in a few sentences."""
-    return _joined(recipes, trained) + " The networks saw no patient's image." * (not trained)
+    return _joined(recipes) + " The networks saw no patient's image." * (not trained_subjects(recipes))
 
 
 def part_sources(parts: Mapping[str, Sequence[Mapping[str, Any]]], before: str) -> list[str]:
     """The same of each part that was trained apart, a paragraph each; what was said ``before`` is not said again."""
     paragraphs = []
     for stage, recipes in parts.items():
-        trained = trained_subjects(recipes)
-        said = _joined(recipes, trained)
-        said = "Simulated contrast as above." if not trained and said in before else said
+        said, trained = part_data(recipes)
+        said = f"{_SIMULATED} as above." if not trained and said in before else said
         paragraphs.append(f"{PARTS[stage]} {said}" + " No patient's image was among them." * (not trained))
     return paragraphs
 
 
-def _joined(recipes: Sequence[Mapping[str, Any]], trained: Sequence[str]) -> str:
-    said = dict.fromkeys(recipe.get("said") or _data_source(recipe["data"], trained) for recipe in recipes)
-    return " Then: ".join(said)
+def part_data(recipes: Sequence[Mapping[str, Any]]) -> tuple[str, list[str]]:
+    """What a part that was trained apart has seen, in a few sentences, and the names of the scanned subjects in it."""
+    return _joined(recipes), trained_subjects(recipes)
+
+
+def _joined(recipes: Sequence[Mapping[str, Any]]) -> str:
+    """One run after the other; those that saw nothing else than the ones before are not named again."""
+    runs, known = [], set()
+    for recipe in recipes:
+        parts = [recipe["said"]] if recipe.get("said") else _data_source(recipe["data"], trained_subjects([recipe]))
+        if not known.issuperset(parts):
+            runs.append(" ".join(_AGAIN if part in known and part.startswith(_SIMULATED) else part for part in parts))
+        known.update(parts)
+    return " Then: ".join(runs)
 
 
 def citations(trained: Sequence[str]) -> str:
@@ -121,7 +137,7 @@ def trained_subjects(recipes: Sequence[Mapping[str, Any]]) -> list[str]:
     Raises:
         InputError: the splits of a run on scans are missing or damaged.
     """
-    names: set[str] = set()
+    names = {name for recipe in recipes for name in recipe.get("subjects", ())}
     for path in dict.fromkeys(recipe["run"] / "splits.json" for recipe in recipes if recipe["data"]["real"]):
         try:
             names |= set(json.loads(path.read_text(encoding="utf-8"))["splits"]["train"])
@@ -212,7 +228,8 @@ def _subjects(about: Mapping[str, Any], trained: Sequence[str]) -> str:
     return " ".join(sentences)
 
 
-def _data_source(data: Mapping[str, Any], trained: Sequence[str]) -> str:
+def _data_source(data: Mapping[str, Any], trained: Sequence[str]) -> list[str]:
+    """What one run has seen: of scans, and of simulated heads."""
     parts = []
     if data["real"]:
         share = f"{100 * data['real_share']:.0f} % of the pairs"
@@ -222,11 +239,11 @@ def _data_source(data: Mapping[str, Any], trained: Sequence[str]) -> str:
         maps = {None: "", "procedural": "a made-up head in the place of "}
         anatomy = maps.get(data["anatomies"], "label maps of individuals (SynthSeg training labels, Apache-2.0) and ")
         parts.append(
-            f"Simulated contrast: {anatomy}the MNI152 tissue maps that nilearn carries, with relaxation times, signal "
+            f"{_SIMULATED}: {anatomy}the MNI152 tissue maps that nilearn carries, with relaxation times, signal "
             "equations and artefacts of training/simulation. Its protocols were adjusted to tissue statistics "
             "(medians, sharpness) of a few public scans."
         )
-    return " ".join(parts)
+    return parts
 
 
 def simulated(recipes: Sequence[Mapping[str, Any]]) -> bool:

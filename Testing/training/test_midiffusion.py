@@ -9,6 +9,7 @@ from scipy.stats import spearmanr
 
 import training
 from MissingModalitySynthLib.errors import InputError
+from MissingModalitySynthLib.package_store import write_package
 from MissingModalitySynthLib.request import Request
 from MissingModalitySynthLib.synthesis import synthesize
 from MissingModalitySynthLib.volume import Geometry, Volume
@@ -178,6 +179,44 @@ def test_a_package_takes_zero_shot_translation_from_a_run_of_its_own(trained, tm
     ]
     with pytest.raises(InputError, match="has no checkpoint of midiffusion"):
         export(configuration(), tmp_path / "run", tmp_path / "none", zero_shot=tmp_path / "run")
+
+
+def test_a_package_keeps_the_parts_that_no_run_has_trained_anew(trained, tmp_path):
+    for stage in ("segmenter", "regression"):
+        run_stage(stage, configuration("seed=3"), tmp_path / "run")
+    first = export(configuration(), tmp_path / "run", tmp_path / "first", zero_shot=trained)
+    run_stage("regression", configuration("seed=4"), tmp_path / "again")
+    package = export(configuration(), tmp_path / "again", tmp_path / "second", keep=tmp_path / "first")
+    assert package.methods == ("regression", "midiffusion") and package.default_method == "regression"
+    assert package.zero_shot_targets == first.zero_shot_targets
+    assert package.metadata["segmenter"] == first.metadata["segmenter"]
+    for part in ("segmenter", "midiffusion"):
+        kept, packed = first.weights(part), package.weights(part)
+        assert package.configuration(part) == first.configuration(part)
+        assert packed.keys() == kept.keys() and all(torch.equal(packed[name], kept[name]) for name in kept)
+    cards = [(each.path / "docs" / "README.md").read_text(encoding="utf-8") for each in (first, package)]
+    for start in ("| segmenter |", "| midiffusion |", "| segmenter of midiffusion |", "Zero-shot", "The segmenter saw"):
+        lines = [[line for line in card.splitlines() if line.startswith(start)] for card in cards]
+        assert lines[0] == lines[1] and len(lines[0]) == 1
+    third = export(configuration(), tmp_path / "run", tmp_path / "third", keep=package.path)  # has a segmenter
+    learned = averaged_weights(tmp_path / "run" / "segmenter" / CHECKPOINT)[0]
+    assert all(torch.equal(each, learned[name].half()) for name, each in third.weights("segmenter").items())
+
+
+def test_parts_of_a_package_that_says_nothing_of_their_training_are_not_kept(trained, tmp_path):
+    first = export(configuration(), trained, tmp_path / "first")
+    silent = write_package(
+        tmp_path / "silent",
+        metadata={key: value for key, value in first.metadata.items() if key != "parts"},
+        networks=first.networks,
+        tensors={part: first.weights(part) for part in ("segmenter", "midiffusion")},
+        model_card="none",
+        licence="none",
+    )
+    run_stage("regression", configuration(), tmp_path / "run")
+    with pytest.raises(InputError, match="'silent' does not say how its segmenter was trained"):
+        export(configuration(), tmp_path / "run", tmp_path / "out", keep=silent.path)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_published_form_trains_on_images_and_is_loaded_again(tmp_path):

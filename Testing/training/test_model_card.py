@@ -82,7 +82,7 @@ def test_who_was_trained_on_is_named_and_cited_as_the_licence_asks(tmp_path):
     recipes = [SIMULATED, scanned(tmp_path, ["open-ms-26", "b"])]
     trained = trained_subjects(recipes)
     assert trained == ["b", "open-ms-26"]
-    said = data_source(recipes, trained)
+    said = data_source(recipes)
     assert "Then: Scans, 50 % of the pairs, of 2 subjects: b, open-ms-26." in said
     assert "no patient's image" not in said
     assert "Lesjak" in citations(trained)
@@ -105,15 +105,30 @@ def test_weights_that_began_with_others_know_the_data_of_these_as_well(tmp_path,
     found = recipe_history(tmp_path / "second" / "regression", recipe)
     assert [each["run"].name for each in found] == ["first", "second"]
     assert trained_subjects(found) == ["open-ms-07"]
-    assert "MNI152" in data_source(found, ["open-ms-07"])
+    assert "MNI152" in data_source(found)
 
     package = recipe_history(tmp_path / "second" / "regression", recipe | {"initial": str(tiny_package)})
-    assert data_source(package, ["open-ms-07"]).startswith("None. Then: Scans")  # what that package says of its data
+    assert data_source(package).startswith("None. Then: Scans")  # what that package says of its data
 
 
 def test_weights_of_simulated_contrast_alone_saw_no_patient():
     assert trained_subjects([SIMULATED]) == []
-    assert data_source([SIMULATED], []).endswith("The networks saw no patient's image.")
+    assert data_source([SIMULATED]).endswith("The networks saw no patient's image.")
+
+
+def test_runs_on_the_same_heads_are_said_once_and_weights_of_a_package_keep_their_subjects(tmp_path):
+    run = scanned(tmp_path / "run", ["a"])
+    came = {"data": DEFAULTS["data"], "run": Path("p"), "said": "Scans of a clinic.", "subjects": ["open-ms-26"]}
+    said = data_source([came, SIMULATED, SIMULATED, run])
+    assert said.startswith("Scans of a clinic. Then: Simulated contrast: the MNI152") and said.count("MNI152") == 1
+    assert said.endswith("Then: Scans, 50 % of the pairs, of 1 subject: a. Simulated contrast as before.")
+    assert trained_subjects([came, run]) == ["a", "open-ms-26"]
+
+
+def test_the_card_says_how_much_of_a_t1ce_is_its_t1():
+    said = {"recipes": [SIMULATED], "trained": [], "stages": "", "evaluations": []}
+    assert "Of a T1ce that is made of a T1, 40% are that T1 itself." in write_card("T", **said, kept=0.4)
+    assert "that T1 itself" not in write_card("T", **said)
 
 
 def test_a_run_on_scans_without_its_splits_is_one_sentence(tmp_path):
