@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 
 from MissingModalitySynthLib.errors import InputError
 from training.configuration import DEFAULTS
-from training.export import recipe_history
 from training.model_card import citations, data_source, protocol_table, trained_subjects, write_card
+from training.package_parts import recipe_history
 from training.simulation.protocols import wide_protocol
 
 SIMULATED = {"data": DEFAULTS["data"], "run": Path("nowhere")}

@@ -23,8 +23,9 @@ from training.batches import by_number, simulated_pairs
 from training.checkpoint import averaged_weights
 from training.configuration import load_configuration
 from training.examples import load_anatomies, make_examples
-from training.export import export, finite_as_float16
+from training.export import export
 from training.loop import generator_at
+from training.package_parts import finite_as_float16
 from training.stages import (
     CHECKPOINT,
     build_aldm,
