@@ -32,7 +32,7 @@ SIMULATION_LIMITS = """\
 ZERO_SHOT_LIMITS = """\
 - Zero-shot synthesis (`midiffusion`) tells tissues by their shape and place alone: of two that look alike in the source
   it guesses, and pathology that changes no shape is lost."""
-KEPT_LIMITS = "- Of a T1ce that is made of a T1, {:.0%} are that T1 itself."
+KEPT_LIMITS = "- Of a T1ce that is made of a T1, {:.0%} is that T1 itself."
 SEGMENTER_LIMITS = """\
 - The segmenter is for comparing images, not for volumetry or for finding lesions: it has seen simulated heads alone."""
 PARTS = {

@@ -23,6 +23,7 @@ from training.examples import make_examples
 from training.export import export
 from training.loop import generator_at
 from training.midiffusion import midiffusion_losses, published_losses
+from training.package_parts import kept_parts
 from training.pseudo_sources import intensity_map, pseudo_source, tissue_contrast
 from training.simulation.tissues import CLASS
 from training.stages import CHECKPOINT, build_stage, load_translator, run_stage
@@ -201,6 +202,10 @@ def test_a_package_keeps_the_parts_that_no_run_has_trained_anew(trained, tmp_pat
     third = export(configuration(), tmp_path / "run", tmp_path / "third", keep=package.path)  # has a segmenter
     learned = averaged_weights(tmp_path / "run" / "segmenter" / CHECKPOINT)[0]
     assert all(torch.equal(each, learned[name].half()) for name, each in third.weights("segmenter").items())
+
+
+def test_the_bundled_package_can_be_kept_from():
+    assert [part.stage for part in kept_parts("micro", ["classifier"])] == ["segmenter", "midiffusion"]
 
 
 def test_parts_of_a_package_that_says_nothing_of_their_training_are_not_kept(trained, tmp_path):

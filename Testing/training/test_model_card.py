@@ -127,7 +127,7 @@ def test_runs_on_the_same_heads_are_said_once_and_weights_of_a_package_keep_thei
 
 def test_the_card_says_how_much_of_a_t1ce_is_its_t1():
     said = {"recipes": [SIMULATED], "trained": [], "stages": "", "evaluations": []}
-    assert "Of a T1ce that is made of a T1, 40% are that T1 itself." in write_card("T", **said, kept=0.4)
+    assert "Of a T1ce that is made of a T1, 40% is that T1 itself." in write_card("T", **said, kept=0.4)
     assert "that T1 itself" not in write_card("T", **said)
 
 
