@@ -98,11 +98,10 @@ def export(
     card = write_card(
         title,
         recipes=main,
-        trained=about["subjects"],
         parts=apart,
         stages=_stages([row for part in parts for row in part.rows], configuration),
         evaluations=evaluations,
-        kept=methods.get("regression", {}).get("t1_in_t1ce", 0.0),
+        t1_in_t1ce=methods.get("regression", {}).get("t1_in_t1ce", 0.0),
     )
     return write_package(
         output,

@@ -32,7 +32,7 @@ SIMULATION_LIMITS = """\
 ZERO_SHOT_LIMITS = """\
 - Zero-shot synthesis (`midiffusion`) tells tissues by their shape and place alone: of two that look alike in the source
   it guesses, and pathology that changes no shape is lost."""
-KEPT_LIMITS = "- Of a T1ce that is made of a T1, {:.0%} is that T1 itself."
+T1CE_LIMITS = "- Of a T1ce that is made of a T1, {:.0%} is that T1 itself."
 SEGMENTER_LIMITS = """\
 - The segmenter is for comparing images, not for volumetry or for finding lesions: it has seen simulated heads alone."""
 PARTS = {
@@ -60,30 +60,28 @@ def write_card(
     title: str,
     *,
     recipes: Sequence[Mapping[str, Any]],
-    trained: Sequence[str],
     parts: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     stages: str,
     evaluations: Sequence[Path],
-    kept: float = 0.0,
+    t1_in_t1ce: float = 0.0,
 ) -> str:
     """The card, as Markdown.
 
     Args:
         recipes: the settings of what was trained, in that order; of each, "data" and the folder "run", and "said" of
             weights that came in a package: what its metadata say of their data, with "subjects" whom it names.
-        trained: names of the scanned subjects that were trained on.
         parts: recipes like those of what was trained apart, by stage: "midiffusion", "segmenter", "classifier".
         stages: what is said about the training itself.
         evaluations: files ``evaluation.json``; each becomes a section of results.
-        kept: share of the T1 in a T1ce that is made of it.
+        t1_in_t1ce: share of the T1 in a T1ce that is made of it.
 
     Raises:
-        InputError: an evaluation cannot be read.
+        InputError: an evaluation, or the splits of a run on scans, cannot be read.
     """
-    apart = dict(parts or {})
+    apart, trained = dict(parts or {}), trained_subjects(recipes)
     limits = [LIMITS, *[SIMULATION_LIMITS] * simulated(recipes), *[ZERO_SHOT_LIMITS] * ("midiffusion" in apart)]
     limits += [SEGMENTER_LIMITS] * ("segmenter" in apart)
-    limits += [KEPT_LIMITS.format(kept)] * (kept > 0)
+    limits += [T1CE_LIMITS.format(t1_in_t1ce)] * (t1_in_t1ce > 0)
     said = [f"# {title}", "## Intended use", INTENDED_USE]
     said += ["## Training data", data_source(recipes), *part_sources(apart, data_source(recipes))]
     said.append(citations(sorted({*trained, *(name for each in apart.values() for name in trained_subjects(each))})))

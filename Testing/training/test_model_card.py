@@ -44,10 +44,7 @@ def test_the_card_holds_the_tables_of_every_evaluation_and_whom_it_was_measured_
     first = evaluation(tmp_path / "a.json", own={"open-ms-07": "fold"})
     second = evaluation(tmp_path / "b.json", data="simulated heads")
     run = scanned(tmp_path / "run", ["open-ms-07", "open-ms-26"])
-    trained = trained_subjects([SIMULATED, run])
-    card = write_card(
-        "T", recipes=[SIMULATED, run], trained=trained, stages="Three hours.", evaluations=[first, second]
-    )
+    card = write_card("T", recipes=[SIMULATED, run], stages="Three hours.", evaluations=[first, second])
     for heading in ("Results on subjects of 'subjects'", "Results on simulated heads", "Simulated protocols", "Limits"):
         assert f"## {heading}\n" in card
     assert "| T1 → FLAIR | 3 | – | – | 22.00 / 0.800 |" in card
@@ -64,7 +61,7 @@ def test_what_was_trained_apart_has_data_of_its_own(tmp_path):
     """The zero-shot method and the segmenter saw no scan, although the paired method did."""
     run = scanned(tmp_path / "run", ["open-ms-26"])
     parts = {"midiffusion": [SIMULATED], "segmenter": [scanned(tmp_path / "other", ["c"])]}
-    card = write_card("T", recipes=[run], trained=["open-ms-26"], parts=parts, stages="", evaluations=[])
+    card = write_card("T", recipes=[run], parts=parts, stages="", evaluations=[])
     main, zero_shot, segmenter = (
         next(line for line in card.splitlines() if line.startswith(start))
         for start in ("Scans,", "Zero-shot synthesis", "The segmenter saw")
@@ -74,7 +71,7 @@ def test_what_was_trained_apart_has_data_of_its_own(tmp_path):
     assert "1 subject: c." in segmenter
     limits = card[card.index("## Limits") :]
     assert "`midiffusion`" in limits and "volumetry" in limits
-    alone = write_card("T", recipes=[run], trained=["open-ms-26"], stages="", evaluations=[])
+    alone = write_card("T", recipes=[run], stages="", evaluations=[])
     assert "midiffusion" not in alone and "segmenter" not in alone
 
 
@@ -126,8 +123,8 @@ def test_runs_on_the_same_heads_are_said_once_and_weights_of_a_package_keep_thei
 
 
 def test_the_card_says_how_much_of_a_t1ce_is_its_t1():
-    said = {"recipes": [SIMULATED], "trained": [], "stages": "", "evaluations": []}
-    assert "Of a T1ce that is made of a T1, 40% is that T1 itself." in write_card("T", **said, kept=0.4)
+    said = {"recipes": [SIMULATED], "stages": "", "evaluations": []}
+    assert "Of a T1ce that is made of a T1, 40% is that T1 itself." in write_card("T", **said, t1_in_t1ce=0.4)
     assert "that T1 itself" not in write_card("T", **said)
 
 
