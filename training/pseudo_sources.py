@@ -16,6 +16,7 @@ DARKEST = 0.05  # of mapped tissue, background being 0: a source shows its head
 TISSUE_SHARE = 0.8  # of the pseudo-sources of heads whose tissues are known
 KIND_SPREAD = 0.2  # of the intensities of tissues of one kind
 BRIGHTEST = (0.75, 1.0)  # tissue of the brain
+FLAT_SHARE, FLAT_SPAN = 0.5, (0.12, 0.6)  # of contrasts as weak as that of proton density, and of what they span
 PARTIAL_VOLUME = 0.6  # SD in voxels of the blur of labels' edges
 
 
@@ -58,8 +59,9 @@ def tissue_contrast(labels: torch.Tensor, signal: torch.Tensor, generator: torch
     """An image (X, Y, Z), DARKEST to 1, in which each tissue has an intensity of its own that follows no physics.
 
     As SynthSR makes its inputs (Iglesias et al. 2021), but that tissues of one kind are near each other, and deep grey
-    matter is mostly between grey and white matter, as in every contrast; and that what a tissue shows within itself is
-    that of the target, stronger or weaker, in either direction.
+    matter is mostly between grey and white matter, as in every contrast; that some contrasts are flat, with all tissues
+    near the brightest; and that what a tissue shows within itself is that of the target, stronger or weaker, in either
+    direction.
 
     Args:
         labels: tissue classes of the simulator.
@@ -69,13 +71,14 @@ def tissue_contrast(labels: torch.Tensor, signal: torch.Tensor, generator: torch
     own, kind = torch.rand(len(TISSUES), generator=generator), torch.rand(len(CLASSES), generator=generator)
     grey, white, deep = (CLASSES.index(name) for name in ("grey matter", "white matter", "deep grey matter"))
     kind[deep] = kind[grey].lerp(kind[white], uniform(generator, -0.2, 1.2))
-    values = torch.where(kinds > 0, kind[kinds] + KIND_SPREAD * (own - 0.5), own)
+    span = uniform(generator, *FLAT_SPAN) if chance(generator, FLAT_SHARE) else 1.0
+    values = torch.where(kinds > 0, 1 + span * (kind[kinds] + KIND_SPREAD * (own - 0.5) - 1), own)
     brain = (kinds > 0) & (kinds < len(CLASSES) - 1)  # which decides how a whole head is scaled, whatever the crop
     values = values * uniform(generator, *BRIGHTEST) / values[brain].max()
     flat = labels.flatten().long()
     counts = torch.bincount(flat, minlength=len(TISSUES)).clamp_min(1)
     means = torch.bincount(flat, signal.flatten(), minlength=len(TISSUES)) / counts
-    detail = uniform(generator, -1, 1) * (signal - means.to(signal)[labels.long()])
+    detail = span * uniform(generator, -1, 1) * (signal - means.to(signal)[labels.long()])
     edges = [gaussian_matrix(size, PARTIAL_VOLUME, signal.device) for size in signal.shape]
     return (apply_matrices(values.to(signal)[labels.long()], edges) + detail).clamp(DARKEST, 1)
 

@@ -6,10 +6,12 @@
 The runs are those of ``training/configs/micro-zero-shot.yaml``, ``segmenter.yaml`` and ``cyclegan.py``, and must not
 have seen the anatomies. PD, T2 and FLAIR of simulated heads are translated to T1, and T2 and FLAIR of scans. Dice is
 the mean over CSF, grey, white and deep grey matter between the segmentation of the translated image and the truth
-(simulated) or the segmentation of the acquired T1 (scans). What the output folder has from an earlier call is kept and
-not measured again: a slow row can have a call of its own, on fewer heads. As published, which goes slice by slice, a
-volume takes hours on a CPU: with ``--judged`` so many slices are judged, of which the published form makes these alone
-and all others make the whole head; with ``--slab`` all rows see and make so many slices alone, for a quick ablation.
+(simulated) or the segmentation of the acquired T1 (scans); beside it, that of simulated heads with the segmentation of
+the T1. What the output folder has from an earlier call is kept and not measured again: a slow row can have a call of
+its own, on fewer heads. As published, which goes slice by slice, a volume takes hours on a CPU: with ``--judged`` the
+published form makes so many slices alone, and a second table judges these slices of all rows; the judge, which works in
+three dimensions, sees them amid the other slices of the acquired T1. With ``--slab`` all rows see and make so many
+slices alone, for a quick ablation.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import time
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import cyclegan
@@ -30,7 +33,7 @@ from torch import nn
 from MissingModalitySynthLib import metrics
 from MissingModalitySynthLib.canonical import canonical_grid, from_canonical, to_canonical
 from MissingModalitySynthLib.device import channels_last
-from MissingModalitySynthLib.intensity import normalise
+from MissingModalitySynthLib.intensity import intensity_range, normalise
 from MissingModalitySynthLib.model_package import load_package
 from MissingModalitySynthLib.segmentation import CLASSES, label
 from MissingModalitySynthLib.translators import Translator, build_translator
@@ -144,8 +147,8 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 
 
 def identity(record: Record) -> tuple[str, ...]:
-    """What was measured: head, source contrast and contender."""
-    return tuple(record[key] for key in ("kind", "case", "source", "row"))
+    """What was measured: head, source contrast, contender and part of the head."""
+    return tuple(record[key] for key in ("kind", "case", "source", "row", "scope"))
 
 
 def records_of(
@@ -159,34 +162,66 @@ def records_of(
     """Every contender on every source of one head, but for what is known.
 
     Args:
-        judged: slices in the middle of the head that are judged, and all that the published form sees; None: all.
+        judged: slices in the middle of the head that are judged beside the whole, and all that the published form sees
+            and makes; None: all.
     """
-    case, first = slab_of(whole, judged), first_of(whole, judged)
-    acquired = case.targets[TARGET]
-    truth = case.tissues if kind == "simulated" else label(judge, acquired, mask=case.mask).array
+    slab, first = slab_of(whole, judged), first_of(whole, judged)
+    slices = np.s_[:, :, first : first + slab.mask.shape[2]]
+    acquired = whole.targets[TARGET]
+
+    def labelled(array: np.ndarray) -> np.ndarray:
+        return label(judge, replace(acquired, array=array), mask=whole.mask).array
+
+    of_acquired = labelled(acquired.array)
+    truth = whole.tissues if kind == "simulated" else of_acquired
     for source in PAIRS[kind]:
-        if source not in case.sources:
+        if source not in whole.sources:
             continue
         for row, contend in rows:
-            record = {"kind": kind, "case": case.name, "source": source, "row": row}
-            if identity(record) in known:
-                continue
+            partly = row == PUBLISHED and judged is not None
+            scopes = {} if partly else {"head": np.s_[:, :, :]}
+            scopes |= {f"{judged} slices": slices} if judged is not None else {}
+            done = {"kind": kind, "case": whole.name, "source": source, "row": row}
+            scopes = {scope: box for scope, box in scopes.items() if identity(done | {"scope": scope}) not in known}
             started = time.perf_counter()
-            array = contend(case if row == PUBLISHED else whole, source)
-            if array is None:
+            made = contend(slab if partly else whole, source) if scopes else None
+            if made is None:
                 continue
-            seconds = time.perf_counter() - started
-            if row != PUBLISHED:
-                array = array[:, :, first : first + acquired.array.shape[2]]
-            made = Volume(array, acquired.geometry, row)
-            labels = label(judge, made, mask=case.mask).array
-            scores = metrics.compare(array, acquired.array, case.mask)
-            dice = {CLASSES[index]: metrics.dice(labels, truth, index) for index in JUDGED}
-            yield record | {"seconds": seconds, "dice": float(np.mean(list(dice.values()))), "by_class": dice, **scores}
+            done["seconds"] = time.perf_counter() - started
+            for scope, box in scopes.items():
+                part = made if partly else made[box]
+                labels = labelled(part if scope == "head" else amid(acquired.array, box, part))[box]
+                dice, agreement = (
+                    {CLASSES[index]: metrics.dice(labels, other[box], index) for index in JUDGED}
+                    for other in (truth, of_acquired)
+                )
+                means = {"dice": mean(dice.values()), "agreement": mean(agreement.values())}
+                scores = metrics.compare(part, acquired.array[box], whole.mask[box])
+                yield done | {"scope": scope} | means | {"by_class": dice, **scores}
+
+
+def amid(acquired: np.ndarray, box: tuple[slice, ...], made: np.ndarray) -> np.ndarray:
+    """The acquired image with the slices that were made in it, between the percentiles of those that were acquired.
+
+    A segmenter in three dimensions cannot tell where a few slices alone belong.
+    """
+    found, wanted = intensity_range(made), intensity_range(acquired[box])
+    whole = acquired.astype(np.float32)
+    whole[box] = wanted.low + (made - found.low) * ((wanted.high - wanted.low) / (found.high - found.low))
+    return whole
+
+
+def tables(records: Iterable[Record]) -> str:
+    """A :func:`table` for each part of the heads that was judged."""
+    records = list(records)
+    parts = dict.fromkeys(record["scope"] for record in records)
+    return "\n\n".join(
+        f"Judged: {part}\n\n{table(record for record in records if record['scope'] == part)}" for part in parts
+    )
 
 
 def table(records: Iterable[Record]) -> str:
-    """Means over the images, and the standard deviation of Dice."""
+    """Mean and standard deviation of Dice over the images, the Dice with the labels of the acquired T1, and PSNR."""
     records = list(records)
     columns = list(dict.fromkeys((record["kind"], record["source"]) for record in records))
     lines = [
@@ -198,8 +233,9 @@ def table(records: Iterable[Record]) -> str:
         cells = []
         for kind, source in columns:
             found = [record for record in own if (record["kind"], record["source"]) == (kind, source)]
-            dice, psnr = ([record[key] for record in found] for key in ("dice", "psnr"))
-            cells.append(f"{np.mean(dice):.3f} ± {np.std(dice):.3f}, {np.mean(psnr):.2f} dB" if found else "")
+            dice, agreement, psnr = ([record[key] for record in found] for key in ("dice", "agreement", "psnr"))
+            other = f" ({np.mean(agreement):.3f})" if found and kind == "simulated" else ""
+            cells.append(f"{np.mean(dice):.3f} ± {np.std(dice):.3f}{other}, {np.mean(psnr):.2f} dB" if found else "")
         seconds = np.mean([record["seconds"] for record in own])
         lines.append(f"| {row} | {' | '.join(cells)} | {seconds:.1f} | {len(own)} |")
     return "\n".join(lines)
@@ -250,7 +286,7 @@ def main() -> None:
     parser.add_argument("--subjects", type=Path, help="scans with T1, T2 and FLAIR")
     fewer = parser.add_mutually_exclusive_group()
     fewer.add_argument("--slab", type=int, help="slices that are seen and made (default: all)")
-    fewer.add_argument("--judged", type=int, help="slices that are judged, and made as published (default: all)")
+    fewer.add_argument("--judged", type=int, help="slices that are made as published, and judged too (default: all)")
     parser.add_argument("--scans", type=int, help="how many of the scans, the first (default: all)")
     for name, words in (
         ("ours", "run"),
@@ -276,7 +312,7 @@ def main() -> None:
         for record in records_of(case, kind, judge, rows, known, options.judged):
             records.append(record)
             file.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
-    text = table(records)
+    text = tables(records)
     (options.output / "zero-shot.md").write_text(text + "\n", encoding="utf-8")
     print(text)
 

@@ -108,22 +108,43 @@ def test_of_judged_slices_the_published_form_sees_these_and_all_others_the_whole
         return row, lambda case, name: seen.setdefault(row, case.sources[name].array)
 
     rows = [identity(zero_shot.PUBLISHED), identity("ours")]
-    published, ours = zero_shot.records_of(case, "simulated", None, rows, judged=12)
+    records = list(zero_shot.records_of(case, "simulated", None, rows, judged=12))
     np.testing.assert_array_equal(seen[zero_shot.PUBLISHED], array[:, :, 14:26])
     np.testing.assert_array_equal(seen["ours"], array)
-    for record in (published, ours):
-        assert record["dice"] == 1 and record["psnr"] > 60  # the same slices of both
+    parts = [(record["row"], record["scope"]) for record in records]
+    assert parts == [(zero_shot.PUBLISHED, "12 slices"), ("ours", "head"), ("ours", "12 slices")]
+    for record in records:
+        assert record["dice"] == record["agreement"] == 1 and record["psnr"] > 60  # the same slices of both
+    known = {zero_shot.identity(record) for record in records[1:]}
+    (again,) = zero_shot.records_of(case, "simulated", None, rows, known, judged=12)
+    assert again["row"] == zero_shot.PUBLISHED
+
+
+def test_slices_that_were_made_are_judged_amid_the_acquired_ones_and_between_their_percentiles(benchmark):
+    acquired = np.random.default_rng(0).random((16, 16, 40)).astype(np.float32)
+    slices = np.s_[:, :, 14:26]
+    whole = benchmark("zero_shot").amid(acquired, slices, 30 * acquired[slices] + 5)
+    np.testing.assert_allclose(whole, acquired, atol=1e-5)
+    other = benchmark("zero_shot").amid(acquired, slices, -acquired[slices])
+    np.testing.assert_array_equal(np.delete(other, range(14, 26), 2), np.delete(acquired, range(14, 26), 2))
+    np.testing.assert_allclose(
+        np.percentile(other[slices], [0.5, 99.5]), np.percentile(acquired[slices], [0.5, 99.5]), atol=1e-5
+    )
 
 
 def test_the_table_has_means_over_heads_and_a_row_for_each_contender(benchmark):
     zero_shot = benchmark("zero_shot")
-    common = {"kind": "simulated", "source": "PD", "seconds": 2.0}
+    common = {"kind": "simulated", "source": "PD", "seconds": 2.0, "scope": "head", "agreement": 0.95}
     records = [
         common | {"row": "ours", "dice": 0.9, "psnr": 20.0},
         common | {"row": "ours", "dice": 0.8, "psnr": 22.0},
         common | {"row": "SDEdit", "dice": 0.5, "psnr": 15.0, "seconds": 1.0},
+        common | {"row": "ours", "dice": 0.4, "psnr": 14.0, "scope": "12 slices", "kind": "scans"},
     ]
-    lines = zero_shot.table(records).splitlines()
-    assert lines[0] == "| | PD → T1, simulated | seconds | images |"
-    assert lines[2] == "| ours | 0.850 ± 0.050, 21.00 dB | 2.0 | 2 |"
-    assert lines[3] == "| SDEdit | 0.500 ± 0.000, 15.00 dB | 1.0 | 1 |"
+    lines = zero_shot.tables(records).splitlines()
+    assert lines[0] == "Judged: head"
+    assert lines[2] == "| | PD → T1, simulated | seconds | images |"
+    assert lines[4] == "| ours | 0.850 ± 0.050 (0.950), 21.00 dB | 2.0 | 2 |"
+    assert lines[5] == "| SDEdit | 0.500 ± 0.000 (0.950), 15.00 dB | 1.0 | 1 |"
+    assert lines[7] == "Judged: 12 slices"
+    assert lines[11] == "| ours | 0.400 ± 0.000, 14.00 dB | 2.0 | 1 |"

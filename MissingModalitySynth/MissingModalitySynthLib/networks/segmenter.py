@@ -7,6 +7,7 @@ from monai.networks.utils import pixelshuffle, pixelunshuffle
 from torch import Tensor
 
 from ..segmentation import CLASSES
+from .unet import protect_smallest_level
 
 
 class Segmenter(BasicUNet):
@@ -27,6 +28,7 @@ class Segmenter(BasicUNet):
             features=features,
             norm=("group", {"num_groups": 8}),
         )
+        protect_smallest_level(self)
 
     def forward(self, image: Tensor) -> Tensor:
         return pixelshuffle(super().forward(pixelunshuffle(image, 3, 2)), 3, 2)
