@@ -1,7 +1,8 @@
 """Zero-shot translation to T1, judged by a segmenter that knows nothing but T1: the table of Wang et al. (2023, 2024).
 
     python Testing/benchmark/zero_shot.py --judge RUN --output FOLDER --anatomies HELD_OUT [--subjects SCANS] \\
-        [--ours RUN] [--published RUN] [--cyclegan RUN] [--paired PACKAGE] [--ablation] [--slab 32 | --judged 12]
+        [--ours RUN] [--published RUN] [--cyclegan RUN] [--paired PACKAGE] [--ablation] [--only TEXT ...] \\
+        [--slab 32 | --judged 12]
 
 The runs are those of ``training/configs/micro-zero-shot.yaml``, ``segmenter.yaml`` and ``cyclegan.py``, and must not
 have seen the anatomies. PD, T2 and FLAIR of simulated heads are translated to T1, and T2 and FLAIR of scans. Dice is
@@ -33,7 +34,7 @@ from torch import nn
 from MissingModalitySynthLib import metrics
 from MissingModalitySynthLib.canonical import canonical_grid, from_canonical, to_canonical
 from MissingModalitySynthLib.device import channels_last
-from MissingModalitySynthLib.intensity import intensity_range, normalise
+from MissingModalitySynthLib.intensity import BRIGHTEST, DARKEST, intensity_range, normalise
 from MissingModalitySynthLib.model_package import load_package
 from MissingModalitySynthLib.segmentation import CLASSES, label
 from MissingModalitySynthLib.translators import Translator, build_translator
@@ -59,7 +60,10 @@ Record = dict[str, Any]
 
 
 def on_canonical_grid(multiple: int, make: Callable[[torch.Tensor, str], torch.Tensor | None]) -> Contender:
-    """A contender that makes an image from (1, 1, X, Y, Z) in [-1, 1] and the name of its contrast."""
+    """A contender that makes an image from (1, 1, X, Y, Z) in [-1, 1] and the name of its contrast.
+
+    As the engine does, intensities are kept in their range, and what is not the head is exact background.
+    """
 
     @torch.inference_mode()
     def contend(case: Case, name: str) -> np.ndarray | None:
@@ -67,7 +71,10 @@ def on_canonical_grid(multiple: int, make: Callable[[torch.Tensor, str], torch.T
         grid = canonical_grid(volume, (1.0, 1.0, 1.0), multiple, mask=case.mask)
         image = torch.from_numpy(normalise(to_canonical(volume, grid), native=volume.array)[0])[None, None]
         made = make(image, name)
-        return None if made is None else from_canonical(made[0, 0].numpy() + 1, grid).array
+        if made is None:
+            return None
+        inside = from_canonical(made[0, 0].clamp(DARKEST, BRIGHTEST).numpy() + 1, grid).array
+        return np.where(case.mask, inside, 0)
 
     return contend
 
@@ -296,12 +303,13 @@ def main() -> None:
     ):
         parser.add_argument(f"--{name}", type=Path if name != "paired" else str, help=words)
     parser.add_argument("--published-steps", type=int, default=25, help="of DDPM, 1000 in the paper (default: 25)")
+    parser.add_argument("--only", nargs="+", metavar="TEXT", help="rows whose names have any of these in them")
     parser.add_argument("--ablation", action="store_true", help="also change one setting of ours at a time")
     options = parser.parse_args()
     if options.heads > (known := len(list(options.anatomies.glob("training_seg_*.nii.gz")))):
         parser.error(f"'{options.anatomies}' has {known} label maps: ask for as many --heads at most.")
     judge = load_segmenter(options.judge / "segmenter" / "checkpoint.safetensors")
-    rows = list(contenders(options))
+    rows = [row for row in contenders(options) if not options.only or any(text in row[0] for text in options.only)]
     recipe = Path(__file__).parents[2] / "training" / "configs" / "micro-zero-shot.yaml"
     configuration = load_configuration(recipe, [f"data.anatomies={options.anatomies}", *HEADS])
     options.output.mkdir(parents=True, exist_ok=True)

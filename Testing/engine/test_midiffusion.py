@@ -15,7 +15,7 @@ from MissingModalitySynthLib.errors import DivergenceError, InputError
 from MissingModalitySynthLib.networks.haar import HaarFirstStage
 from MissingModalitySynthLib.tissue_mixture import refine_tissues
 from MissingModalitySynthLib.translators import METHODS, build_translator
-from MissingModalitySynthLib.translators.midiffusion import MidiffusionTranslator, ranks, slices_of
+from MissingModalitySynthLib.translators.midiffusion import MidiffusionTranslator, ranks, slices_of, spread_flat
 
 GUIDED = {"modalities": ["T1", "T2"], "first_stage": {"kind": "haar", "levels": 0}} | {
     "unet": {"features": [16] * 6, "tissues": 16}
@@ -84,6 +84,32 @@ def test_ranks_are_those_of_any_increasing_map_and_change_their_sign_with_a_decr
     order = head[mask].argsort()
     assert (known[mask][order].diff() >= 0).all()
     assert known[mask].min() < -0.99 and known[mask].max() > 0.99 and abs(known[mask].mean()) < 0.02
+
+
+def test_a_flat_contrast_is_spread_between_its_dark_and_its_bright_tenths_whatever_its_range(head):
+    mask = head > -1
+
+    def flat(low, high):
+        return torch.where(mask, low + (high - low) * (head + 1) / 2, -1.0)
+
+    narrow, other = (spread_flat(flat(*ends)) for ends in ((0.5, 0.9), (0.7, 0.95)))
+    torch.testing.assert_close(narrow, other, atol=1e-4, rtol=0)
+    values = flat(0.5, 0.9)[mask].sort().values
+    low, high = values[len(values) // 10], values[-len(values) // 50]
+    expected = (-0.8 + 1.8 * (flat(0.5, 0.9) - low) / (high - low)).clamp(-0.996, 1)
+    torch.testing.assert_close(narrow[mask], expected[mask], atol=0.03, rtol=0)
+    assert (narrow[~mask] == -1).all() and (narrow[mask] > -1).all()
+    assert torch.equal(spread_flat(head), head)  # its darkest tenth is dark
+    constant, nothing = torch.where(mask, 0.5, -1.0), torch.full_like(head, -1.0)
+    assert torch.equal(spread_flat(constant), constant) and torch.equal(spread_flat(nothing), nothing)
+
+
+def test_the_segmenter_sees_flat_contrasts_spread_and_the_mixture_as_they_are(head):
+    model = build(GUIDED)
+    flat = torch.where(head > -1, 0.8 + head / 8, -1.0)
+    told = model.tissues(spread_flat(flat)).softmax(dim=1)
+    expected = torch.cat([flat, told, refine_tissues(told, flat)], dim=1)
+    torch.testing.assert_close(model.describe(flat).channels, expected)
 
 
 @pytest.mark.parametrize("levels", [0, 1])

@@ -101,14 +101,16 @@ def test_a_contrast_of_tissues_is_even_within_each_and_free_between_them():
     white, cortex, fluid = (CLASS[name] for name in ("white matter", "cortex", "ventricular CSF"))
     labels[:8], labels[8:16], labels[16:] = white, cortex, fluid
     signal = torch.tensor([0.9, 0.5, 0.2]).repeat_interleave(8).view(24, 1, 1).expand(24, 24, 24)
-    orders = set()
+    orders, spans = set(), []
     for number in range(40):
         made = tissue_contrast(labels, signal, generator_at(number))
         assert made.min() >= 0.05 and made.max() <= 1
+        spans.append(1 - float(made.min() / made.max()))
         middles = made[3:24:8]
         assert (middles - middles[:, :1, :1]).abs().max() < 1e-3
         orders.add(tuple(middles[:, 0, 0].argsort().tolist()))
     assert len(orders) == 6
+    assert 0.4 < np.mean(np.array(spans) < 0.6) < 0.9 and max(spans) > 0.8  # flat ones and others
 
 
 def test_detail_of_the_target_within_a_tissue_goes_over_in_either_direction():

@@ -69,7 +69,7 @@ def wide_protocol(modality: str, generator: Generator) -> dict:
         tr = draw(6000, 11000)
         null = signals.flair_null(4200 if field == 3.0 else 3600, tr)
         return common | {"sequence": "flair", "tr": tr, "ti": null * draw(0.92, 1.06), "te": draw(75, 140)}
-    tr, te = (draw(3000, 8000), draw(75, 125)) if modality == "T2" else (draw(2000, 8500), draw(8, 32))
+    tr, te = (draw(3000, 8000), draw(75, 125)) if modality == "T2" else (draw(2000, 5500), draw(8, 32))
     return common | {"sequence": "spin echo", "tr": tr, "te": te}
 
 

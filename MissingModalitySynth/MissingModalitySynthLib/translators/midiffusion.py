@@ -17,7 +17,7 @@ from ..diffusion.mutual_information import PUBLISHED, local_mutual_information, 
 from ..diffusion.samplers import OnStep, ddpm, gaussian
 from ..diffusion.schedules import add_noise, alphas_cumprod
 from ..errors import DivergenceError, InputError
-from ..intensity import head_mask
+from ..intensity import DARKEST, head_mask
 from ..modality import shown_name
 from ..networks.configurations import build_first_stage
 from ..networks.segmenter import Segmenter
@@ -36,6 +36,11 @@ STRIDE = 3  # of the windows' centres in the image; windows of a multiple of it 
 NO_STRUCTURE = 0.02  # nats: what neighbouring windows of a constant image or of noise share, and less
 COARSE = 2  # voxels of the image along each axis whose mean is compared
 SLICES = 16  # that are computed at once
+# Shares of the head that are darker than its dark and its bright. Where the dark has so much of the bright's signal, as
+# in proton density, the contrast is flat, and the dark becomes SPREAD_FROM and the bright 1.
+DARK, BRIGHT = 0.1, 0.98
+FLAT = 0.6
+SPREAD_FROM = -0.8
 
 
 class Condition(NamedTuple):
@@ -64,11 +69,33 @@ def ranks(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     about RANKED voxels of the mask.
     """
     inside = image[mask]
-    table = inside[:: max(len(inside) // RANKED, 1)].sort().values
+    table = _table(inside)
     below, upto = (torch.searchsorted(table, inside, right=right) for right in (False, True))
     result = torch.zeros_like(image)
     result[mask] = ((below + upto) / len(table) - 1).to(image.dtype)
     return result
+
+
+def spread_flat(image: torch.Tensor) -> torch.Tensor:
+    """An image (1, 1, X, Y, Z) in [-1, 1] with the intensities of its head spread out, where the contrast is flat.
+
+    Else it is what it was. Exact background (-1) stays so. A segmenter tells by how tissues differ which of them is
+    white matter; where all are near the brightest, little of the range is left for that.
+    """
+    inside = image > -1
+    values = _table(image[inside].float())
+    if not len(values):
+        return image
+    dark, bright = (values[int(share * (len(values) - 1))] for share in (DARK, BRIGHT))
+    if (dark + 1) < FLAT * (bright + 1) or not dark < bright:
+        return image
+    spread = SPREAD_FROM + (1 - SPREAD_FROM) * (image - dark) / (bright - dark)
+    return torch.where(inside, spread.clamp(DARKEST, 1), image)
+
+
+def _table(inside: torch.Tensor) -> torch.Tensor:
+    """About RANKED of these values in rising order."""
+    return inside[:: max(len(inside) // RANKED, 1)].sort().values
 
 
 def _shared(ranked: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -204,7 +231,7 @@ class MidiffusionTranslator(Translator):
             parts = [local_mutual_information(part, part, **PUBLISHED) for part in image.split(SLICES)]
             return Condition(torch.cat(parts), image)
         with torch.no_grad():  # the segmenter has learned before
-            shares = tissue_shares(self.tissues, image)
+            shares = tissue_shares(self.tissues, spread_flat(image))
             seen = torch.cat([image, shares, refine_tissues(shares, image)], dim=1)
         return Condition(pixelunshuffle(seen, 3, self.first_stage.factor), image)
 
