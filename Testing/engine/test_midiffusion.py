@@ -86,7 +86,7 @@ def test_ranks_are_those_of_any_increasing_map_and_change_their_sign_with_a_decr
     assert known[mask].min() < -0.99 and known[mask].max() > 0.99 and abs(known[mask].mean()) < 0.02
 
 
-def test_a_flat_contrast_is_spread_between_its_dark_and_its_bright_tenths_whatever_its_range(head):
+def test_a_flat_contrast_is_spread_between_its_dark_and_its_bright_whatever_its_range(head):
     mask = head > -1
 
     def flat(low, high):
