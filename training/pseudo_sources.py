@@ -16,7 +16,8 @@ DARKEST = 0.05  # of mapped tissue, background being 0: a source shows its head
 TISSUE_SHARE = 0.8  # of the pseudo-sources of heads whose tissues are known
 KIND_SPREAD = 0.2  # of the intensities of tissues of one kind
 BRIGHTEST = (0.75, 1.0)  # tissue of the brain
-FLAT_SHARE, FLAT_SPAN = 0.5, (0.12, 0.6)  # of contrasts as weak as that of proton density, and of what they span
+FLAT_SHARE, FLAT_SPAN = 0.4, (0.12, 0.6)  # of contrasts as weak as that of proton density, and of what they span
+ALIKE_SHARE, ALIKE = 0.35, 0.3  # of contrasts in which grey and white matter are alike, and how far apart at most
 PARTIAL_VOLUME = 0.6  # SD in voxels of the blur of labels' edges
 
 
@@ -60,8 +61,8 @@ def tissue_contrast(labels: torch.Tensor, signal: torch.Tensor, generator: torch
 
     As SynthSR makes its inputs (Iglesias et al. 2021), but that tissues of one kind are near each other, and deep grey
     matter is mostly between grey and white matter, as in every contrast; that some contrasts are flat, with all tissues
-    near the brightest; and that what a tissue shows within itself is that of the target, stronger or weaker, in either
-    direction.
+    near the brightest, and some have grey and white matter almost alike, as FLAIR; and that what a tissue shows within
+    itself is that of the target, stronger or weaker, in either direction.
 
     Args:
         labels: tissue classes of the simulator.
@@ -70,9 +71,14 @@ def tissue_contrast(labels: torch.Tensor, signal: torch.Tensor, generator: torch
     kinds = classes_of(torch.arange(len(TISSUES)))
     own, kind = torch.rand(len(TISSUES), generator=generator), torch.rand(len(CLASSES), generator=generator)
     grey, white, deep = (CLASSES.index(name) for name in ("grey matter", "white matter", "deep grey matter"))
+    draw, span, spread = uniform(generator, 0, 1), 1.0, KIND_SPREAD
+    if draw < FLAT_SHARE:
+        span = uniform(generator, *FLAT_SPAN)
+    elif draw < FLAT_SHARE + ALIKE_SHARE:
+        kind[white] = (kind[grey] + uniform(generator, -ALIKE, ALIKE)).clamp(0, 1)
+        spread /= 2
     kind[deep] = kind[grey].lerp(kind[white], uniform(generator, -0.2, 1.2))
-    span = uniform(generator, *FLAT_SPAN) if chance(generator, FLAT_SHARE) else 1.0
-    values = torch.where(kinds > 0, 1 + span * (kind[kinds] + KIND_SPREAD * (own - 0.5) - 1), own)
+    values = torch.where(kinds > 0, 1 + span * (kind[kinds] + spread * (own - 0.5) - 1), own)
     brain = (kinds > 0) & (kinds < len(CLASSES) - 1)  # which decides how a whole head is scaled, whatever the crop
     values = values * uniform(generator, *BRIGHTEST) / values[brain].max()
     flat = labels.flatten().long()

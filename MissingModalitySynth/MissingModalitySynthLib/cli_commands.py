@@ -38,7 +38,7 @@ Cancel = Callable[[], bool]
 
 def synthesize(arguments: argparse.Namespace, console: Console, cancelled: Cancel) -> None:
     """Read the sources, make the targets, write all files or none."""
-    from .request import Request, checked
+    from .request import Request, check_method, checked
 
     started, seconds = time.monotonic(), {}
     package = load_package(arguments.package)
@@ -48,6 +48,7 @@ def synthesize(arguments: argparse.Namespace, console: Console, cancelled: Cance
         sources = read_volumes(arguments.source, source_name, unknown=OTHER if any_contrast else None)
         acquired = read_volumes(arguments.acquired)
     method = arguments.method or package.method_for(sources)
+    check_method(package, method, tuple(sources))
     targets = _targets(arguments.target, sources, package, method, console)
     reference = _reference(arguments.reference, sources)
     _check_acquired(acquired, targets, reference)

@@ -61,7 +61,8 @@ class DivergenceError(SynthesisError):
     exit_code = 9
 
     def __init__(self, step: int, steps: int, last_good: Any = None) -> None:
-        super().__init__(f"The sampling diverged at step {step} of {steps}; choose more steps, or another method.")
+        advice = "choose more steps, another seed or another method"
+        super().__init__(f"The sampling diverged at step {step} of {steps}; {advice}.")
         self.step, self.steps, self.last_good = step, steps, last_good
 
 

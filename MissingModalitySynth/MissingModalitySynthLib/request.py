@@ -69,7 +69,7 @@ def checked(request: Request) -> Request:
         sources[name] = volume
     targets = tuple(dict.fromkeys(canonical_name(name) for name in request.targets))
     method = request.method or package.method_for(sources)
-    _check_method(package, method, tuple(sources))
+    check_method(package, method, tuple(sources))
     for name in targets:
         if name in sources:
             raise InputError(
@@ -96,7 +96,8 @@ def checked(request: Request) -> Request:
     return replace(request, sources=sources, targets=targets, reference=reference, method=method)
 
 
-def _check_method(package: ModelPackage, method: str, sources: Sequence[str]) -> None:
+def check_method(package: ModelPackage, method: str, sources: Sequence[str]) -> None:
+    """Whether a package has a method, and the method can start from these contrasts. Raises as :func:`checked`."""
     if method not in package.methods:
         advice = "choose one of these, or another package"
         if method == ZERO_SHOT:

@@ -245,10 +245,9 @@ def _translate(
 ) -> dict[str, _Made]:
     dtype = autocast_dtype(device)
     translator.to(device)
-    samples = request.samples if translator.stochastic else 1
+    steps, samples = _steps(request, translator), _samples(request, translator)
     if samples < request.samples:
         notices.append(f"The method '{request.method}' is deterministic here; one sample was made.")
-    steps = _steps(request, translator)
     run.expect(samples, steps * translator.passes, joint=translator.joint)
     made = {}
     condition = None
@@ -322,7 +321,7 @@ def _provenance(request: Request, target: str, translator: Translator, device: t
         "method": request.method,
         "mode": translator.mode,
         "steps": _steps(request, translator),
-        "samples": request.samples if translator.stochastic else 1,
+        "samples": _samples(request, translator),
         "seed": request.seed,
         "shading": "of the sources" if request.shading and request.package.unshaded else "of the model",
         **_kept_sources(request, target, translator),
@@ -343,3 +342,7 @@ def _kept_sources(request: Request, target: str, translator: Translator) -> dict
 
 def _steps(request: Request, translator: Translator) -> int:
     return (request.steps or translator.default_steps) if translator.iterative else 1
+
+
+def _samples(request: Request, translator: Translator) -> int:
+    return request.samples if translator.stochastic(_steps(request, translator)) else 1

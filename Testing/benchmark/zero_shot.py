@@ -1,18 +1,20 @@
 """Zero-shot translation to T1, judged by a segmenter that knows nothing but T1: the table of Wang et al. (2023, 2024).
 
     python Testing/benchmark/zero_shot.py --judge RUN --output FOLDER --anatomies HELD_OUT [--subjects SCANS] \\
-        [--ours RUN] [--published RUN] [--cyclegan RUN] [--paired PACKAGE] [--ablation] [--only TEXT ...] \\
-        [--slab 32 | --judged 12]
+        [--ours RUN_OR_PACKAGE] [--published RUN] [--cyclegan RUN] [--paired PACKAGE] [--ablation] [--only TEXT ...] \\
+        [--slab 32 | --judged 12] [--with-skull]
 
 The runs are those of ``training/configs/micro-zero-shot.yaml``, ``segmenter.yaml`` and ``cyclegan.py``, and must not
 have seen the anatomies. PD, T2 and FLAIR of simulated heads are translated to T1, and T2 and FLAIR of scans. Dice is
 the mean over CSF, grey, white and deep grey matter between the segmentation of the translated image and the truth
 (simulated) or the segmentation of the acquired T1 (scans); beside it, that of simulated heads with the segmentation of
-the T1. What the output folder has from an earlier call is kept and not measured again: a slow row can have a call of
-its own, on fewer heads. As published, which goes slice by slice, a volume takes hours on a CPU: with ``--judged`` the
-published form makes so many slices alone, and a second table judges these slices of all rows; the judge, which works in
-three dimensions, sees them amid the other slices of the acquired T1. With ``--slab`` all rows see and make so many
-slices alone, for a quick ablation.
+the T1. The records have each class by itself, and lesions, which the mean leaves out.
+
+What the output folder has from an earlier call is kept and not measured again: a slow row can have a call of its own,
+on fewer heads; other runs and numbers of steps need a folder of their own. As published, which goes slice by slice, a
+volume takes hours on a CPU: with ``--judged`` the published form makes so many slices alone, and a second table judges
+these slices of all rows; the judge, which works in three dimensions, sees them amid the other slices of the acquired
+T1. With ``--slab`` all rows see and make so many slices alone, for a quick ablation.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ from MissingModalitySynthLib.canonical import canonical_grid, from_canonical, to
 from MissingModalitySynthLib.device import channels_last
 from MissingModalitySynthLib.intensity import BRIGHTEST, DARKEST, intensity_range, normalise
 from MissingModalitySynthLib.model_package import load_package
+from MissingModalitySynthLib.package_format import ZERO_SHOT
 from MissingModalitySynthLib.segmentation import CLASSES, label
 from MissingModalitySynthLib.translators import Translator, build_translator
 from MissingModalitySynthLib.translators.midiffusion import MidiffusionTranslator, slices_of
@@ -48,9 +51,10 @@ from training.segmenter import load_segmenter
 from training.stages import load_translator
 
 TARGET = "T1"
-PAIRS = {"simulated": ("PD", "T2", "FLAIR"), "scans": ("T2", "FLAIR")}
+SIMULATED, WITH_SKULL, SCANS = "simulated", "simulated, with skull", "scans"
+PAIRS = {SIMULATED: ("PD", "T2", "FLAIR"), WITH_SKULL: ("PD", "T2", "FLAIR"), SCANS: ("T2", "FLAIR")}
 # sources lie where the truth does, and have what artefacts research scans have
-HEADS = ("data.skull_strip=1.0", "data.misregistration=0", "data.artefacts=0.2")
+HEADS = ("data.misregistration=0", "data.artefacts=0.2")
 JUDGED = range(1, len(CLASSES) - 1)  # CSF, grey, white and deep grey matter
 PUBLISHED = "MIDiffusion as published"
 SDEDIT_STARTS, SDEDIT_STEPS = (0.3, 0.6), 10
@@ -95,7 +99,7 @@ def translated(model: Translator, steps: int | None = None) -> Contender:
 
 def by_slices(run: Path) -> Contender:
     """CycleGAN's generator of each source contrast that was trained, slice by slice."""
-    generators = {name: cyclegan.load(run, name) for name in PAIRS["simulated"] if (run / name).exists()}
+    generators = {name: cyclegan.load(run, name) for name in PAIRS[SIMULATED] if (run / name).exists()}
 
     def make(image: torch.Tensor, name: str) -> torch.Tensor | None:
         if name not in generators:
@@ -107,8 +111,13 @@ def by_slices(run: Path) -> Contender:
     return on_canonical_grid(16, make)
 
 
-def zero_shot_model(run: Path, **changes: Any) -> MidiffusionTranslator:
-    """The averaged translator of a run, with options of its sampler changed."""
+def zero_shot_model(source: str, **changes: Any) -> MidiffusionTranslator:
+    """The averaged translator of a run, or that of a package, with options of its sampler changed."""
+    run = Path(source)
+    if not (run / "midiffusion" / "checkpoint.safetensors").exists():
+        package = load_package(source)
+        options = package.configuration(ZERO_SHOT) | changes
+        return channels_last(build_translator(ZERO_SHOT, options, package.weights(ZERO_SHOT)))
     width = "average.tissues.final_conv.weight"  # of the segmenter, which is a stage of its own
     weights, state = read_checkpoint(run / "midiffusion" / "checkpoint.safetensors", prefix=width)
     settings = {"segmenter": {"width": weights[width].shape[1]} if weights else {}} | state["configuration"]
@@ -121,7 +130,8 @@ def contenders(options: argparse.Namespace) -> Iterator[tuple[str, Contender]]:
     yield f"acquired {TARGET}", lambda case, name: case.targets[TARGET].array
     yield "source, segmented directly", lambda case, name: case.sources[name].array
     if options.published:
-        yield PUBLISHED, translated(zero_shot_model(options.published), options.published_steps)
+        steps = options.published_steps
+        yield f"{PUBLISHED}, {steps} steps", translated(zero_shot_model(options.published), steps)
     if options.ours:
         for start in SDEDIT_STARTS:
             model = zero_shot_model(options.ours, start=start, guidance=0.0, conditioned=False)
@@ -146,7 +156,9 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "guidance alone, the network sees nothing": {"conditioned": False},
     "window 3": {"window": 3},
     "window 15": {"window": 15},
+    "2 steps": {"steps": 2},
     "4 steps": {"steps": 4},
+    "8 steps": {"steps": 8},
     "4 steps, guided from 0.2 to 0.8": {"steps": 4, "guidance_range": [0.2, 0.8]},
     "4 steps, guided late, 0 to 0.3": {"steps": 4, "guidance_range": [0.0, 0.3]},
     "from the noised source, 0.6": {"start": 0.6},
@@ -165,10 +177,12 @@ def records_of(
     rows: list[tuple[str, Contender]],
     known: Container[tuple[str, ...]] = (),
     judged: int | None = None,
+    part: str = "head",
 ) -> Iterator[Record]:
     """Every contender on every source of one head, but for what is known.
 
     Args:
+        part: what the case shows.
         judged: slices in the middle of the head that are judged beside the whole, and all that the published form sees
             and makes; None: all.
     """
@@ -180,13 +194,13 @@ def records_of(
         return label(judge, replace(acquired, array=array), mask=whole.mask).array
 
     of_acquired = labelled(acquired.array)
-    truth = whole.tissues if kind == "simulated" else of_acquired
+    truth = of_acquired if kind == SCANS else whole.tissues
     for source in PAIRS[kind]:
         if source not in whole.sources:
             continue
         for row, contend in rows:
-            partly = row == PUBLISHED and judged is not None
-            scopes = {} if partly else {"head": np.s_[:, :, :]}
+            partly = row.startswith(PUBLISHED) and judged is not None
+            scopes = {} if partly else {part: np.s_[:, :, :]}
             scopes |= {f"{judged} slices": slices} if judged is not None else {}
             done = {"kind": kind, "case": whole.name, "source": source, "row": row}
             scopes = {scope: box for scope, box in scopes.items() if identity(done | {"scope": scope}) not in known}
@@ -196,15 +210,21 @@ def records_of(
                 continue
             done["seconds"] = time.perf_counter() - started
             for scope, box in scopes.items():
-                part = made if partly else made[box]
-                labels = labelled(part if scope == "head" else amid(acquired.array, box, part))[box]
+                image = made if partly else made[box]
+                labels = labelled(image if scope == part else amid(acquired.array, box, image))[box]
                 dice, agreement = (
-                    {CLASSES[index]: metrics.dice(labels, other[box], index) for index in JUDGED}
+                    {name: metrics.dice(labels, other[box], CLASSES.index(name)) for name in CLASSES[1:]}
                     for other in (truth, of_acquired)
                 )
-                means = {"dice": mean(dice.values()), "agreement": mean(agreement.values())}
-                scores = metrics.compare(part, acquired.array[box], whole.mask[box])
-                yield done | {"scope": scope} | means | {"by_class": dice, **scores}
+                means = {"dice": judged_mean(dice), "agreement": judged_mean(agreement)}
+                scores = metrics.compare(image, acquired.array[box], whole.mask[box])
+                by_class = {name: value for name, value in dice.items() if not np.isnan(value)}
+                yield done | {"scope": scope} | means | {"by_class": by_class, **scores}
+
+
+def judged_mean(dice: dict[str, float]) -> float:
+    """Mean over the classes that count."""
+    return mean(dice[CLASSES[index]] for index in JUDGED)
 
 
 def amid(acquired: np.ndarray, box: tuple[slice, ...], made: np.ndarray) -> np.ndarray:
@@ -241,8 +261,9 @@ def table(records: Iterable[Record]) -> str:
         for kind, source in columns:
             found = [record for record in own if (record["kind"], record["source"]) == (kind, source)]
             dice, agreement, psnr = ([record[key] for record in found] for key in ("dice", "agreement", "psnr"))
-            other = f" ({np.mean(agreement):.3f})" if found and kind == "simulated" else ""
-            cells.append(f"{np.mean(dice):.3f} ± {np.std(dice):.3f}{other}, {np.mean(psnr):.2f} dB" if found else "")
+            spread = f" ± {np.std(dice, ddof=1):.3f}" if len(found) > 1 else ""
+            other = f" ({np.mean(agreement):.3f})" if found and kind != SCANS else ""
+            cells.append(f"{np.mean(dice):.3f}{spread}{other}, {np.mean(psnr):.2f} dB" if found else "")
         seconds = np.mean([record["seconds"] for record in own])
         lines.append(f"| {row} | {' | '.join(cells)} | {seconds:.1f} | {len(own)} |")
     return "\n".join(lines)
@@ -278,10 +299,10 @@ def heads(configuration: dict[str, Any], options: argparse.Namespace) -> Iterato
     """Simulated heads, then scans."""
     for case in simulated_cases(configuration, options.heads + 1):
         if case.name != "simulated-001":  # the MNI152 maps come first, and are in every training
-            yield "simulated", slab_of(case, options.slab)
+            yield WITH_SKULL if options.with_skull else SIMULATED, slab_of(case, options.slab)
     if options.subjects:
         for subject in find_subjects(options.subjects, "auto")[: options.scans]:
-            yield "scans", slab_of(read_case(subject), options.slab)
+            yield SCANS, slab_of(read_case(subject), options.slab)
 
 
 def main() -> None:
@@ -290,18 +311,16 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder of the records and the table")
     parser.add_argument("--anatomies", type=Path, required=True, help="label maps that no training has seen")
     parser.add_argument("--heads", type=int, default=4, help="simulated heads (default: 4)")
+    parser.add_argument("--with-skull", action="store_true", help="simulated heads as they are, not skull-stripped")
     parser.add_argument("--subjects", type=Path, help="scans with T1, T2 and FLAIR")
     fewer = parser.add_mutually_exclusive_group()
     fewer.add_argument("--slab", type=int, help="slices that are seen and made (default: all)")
     fewer.add_argument("--judged", type=int, help="slices that are made as published, and judged too (default: all)")
     parser.add_argument("--scans", type=int, help="how many of the scans, the first (default: all)")
-    for name, words in (
-        ("ours", "run"),
-        ("published", "run"),
-        ("cyclegan", "run of cyclegan.py"),
-        ("paired", "package"),
-    ):
-        parser.add_argument(f"--{name}", type=Path if name != "paired" else str, help=words)
+    parser.add_argument("--ours", help="run or package")
+    parser.add_argument("--published", help="run")
+    parser.add_argument("--cyclegan", type=Path, help="run of cyclegan.py")
+    parser.add_argument("--paired", help="package")
     parser.add_argument("--published-steps", type=int, default=25, help="of DDPM, 1000 in the paper (default: 25)")
     parser.add_argument("--only", nargs="+", metavar="TEXT", help="rows whose names have any of these in them")
     parser.add_argument("--ablation", action="store_true", help="also change one setting of ours at a time")
@@ -311,13 +330,15 @@ def main() -> None:
     judge = load_segmenter(options.judge / "segmenter" / "checkpoint.safetensors")
     rows = [row for row in contenders(options) if not options.only or any(text in row[0] for text in options.only)]
     recipe = Path(__file__).parents[2] / "training" / "configs" / "micro-zero-shot.yaml"
-    configuration = load_configuration(recipe, [f"data.anatomies={options.anatomies}", *HEADS])
+    stripped = f"data.skull_strip={0.0 if options.with_skull else 1.0}"
+    configuration = load_configuration(recipe, [f"data.anatomies={options.anatomies}", stripped, *HEADS])
+    part = "head" if options.slab is None else f"{options.slab} slices alone"
     options.output.mkdir(parents=True, exist_ok=True)
     file = options.output / "zero-shot.json"
     records = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
     known = {identity(record) for record in records}
     for kind, case in heads(configuration, options):
-        for record in records_of(case, kind, judge, rows, known, options.judged):
+        for record in records_of(case, kind, judge, rows, known, options.judged, part):
             records.append(record)
             file.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
     text = tables(records)

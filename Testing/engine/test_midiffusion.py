@@ -223,18 +223,24 @@ def test_the_exact_denoiser_of_a_gaussian_is_sampled_to_its_mean_and_spread():
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 1e4])
-def test_guidance_that_diverges_names_the_step_and_keeps_what_came_before(bad):
-    a = alphas_cumprod("cosine")
-    pulls = iter([0.5, 0.25, bad, 0.0])
-    with pytest.raises(DivergenceError, match="diverged at step 3 of 4") as caught:
-        sample_guided(
-            lambda x, t: torch.zeros_like(x),
-            torch.ones(8),
-            a,
-            times=descending_times(1000, 4),
-            pull=lambda clean, time: clean + next(pulls),
-        )
-    assert torch.equal(caught.value.last_good, torch.full((8,), 0.25))
+def test_what_diverges_names_the_step_and_keeps_what_came_before(bad):
+    """Estimates and pulls, and what is good before the one that is not."""
+    cases = {
+        "step 3 of 4": ([0.1, 0.2, 0.3, 0.4], [0.5, 0.25, bad, 0.0], 0.3),  # the estimate that was pulled away
+        "step 2 of 4": ([0.1, bad, 0.3, 0.4], [0.5, 0.25, 0.0, 0.0], 0.6),  # the first, pulled
+        "step 1 of 1": ([0.1], [bad], 0.1),
+    }
+    for words, (estimates, pulls, good) in cases.items():
+        estimate, pull = iter(estimates), iter(pulls)
+        with pytest.raises(DivergenceError, match=f"diverged at {words}") as caught:
+            sample_guided(
+                lambda x, t, values=estimate: torch.full_like(x, next(values)),
+                torch.ones(8),
+                alphas_cumprod("cosine"),
+                times=descending_times(1000, len(estimates)),
+                pull=lambda clean, time, values=pull: clean + next(values),
+            )
+        torch.testing.assert_close(caught.value.last_good, torch.full((8,), good))
 
 
 def test_too_strong_a_pull_is_a_divergence_of_the_translator(head):
@@ -302,12 +308,28 @@ def test_the_published_form_sees_the_state_and_the_source_through_the_published_
     torch.testing.assert_close(seen[0], expected)
 
 
-def test_the_published_form_works_in_three_dimensions_and_with_few_steps(head):
+def test_the_published_form_compares_volumes_in_three_dimensions(head):
     model = build(PUBLISHED_FORM, spatial_dims=3)
-    image = F.pad(head[:, :, 8:16, 8:16, 8:16], (0, 8) * 3, value=-1.0)[:, :, :8, :8, :8]
+    image, seen = head[:, :, 8:16, 8:16, 8:16], []
+    model.unet.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     generator = torch.Generator().manual_seed(0)
     result = model.sample(model.describe(image), "T1", steps=1, generator=generator, on_step=no_report)
     assert result.shape == image.shape and result.isfinite().all()
+    noise = gaussian(image, torch.Generator().manual_seed(0))
+    expected = [noise, *(local_mutual_information(image, other, **PUBLISHED) for other in (noise, image))]
+    torch.testing.assert_close(seen[0], torch.cat(expected, dim=1))
+
+
+@pytest.mark.parametrize(
+    ("options", "steps", "stochastic"),
+    [(GUIDED, 1, False), (GUIDED, 2, True), (GUIDED | {"start": 0.5}, 1, True), (PUBLISHED_FORM, 2, True)],
+)
+def test_two_seeds_give_two_results_where_the_translator_says_so(head, options, steps, stochastic):
+    model = build(options)
+    image = head if options is not PUBLISHED_FORM else head[:, :, 8:16, 8:16, 8:16]
+    assert model.stochastic(steps) is stochastic
+    first, second = (translate(model, image, steps=steps, seed=seed) for seed in (0, 1))
+    assert torch.equal(first, second) is not stochastic
 
 
 @pytest.mark.parametrize(

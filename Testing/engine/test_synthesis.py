@@ -193,13 +193,16 @@ def test_a_t1ce_keeps_its_share_of_the_t1_that_it_was_made_of(head, tmp_path):
 class Identity(Translator):
     """Networks that return their source."""
 
-    method, mode, default_steps, iterative, stochastic = "identity", "one step", 1, False, False
+    method, mode, default_steps, iterative = "identity", "one step", 1, False
 
     def __init__(self):
         super().__init__(MODALITIES, HaarFirstStage(), network_factor=8, width=8)
 
     def condition(self, latents, target):
         return next(iter(latents.values()))
+
+    def stochastic(self, steps):
+        return False
 
     def sample(self, condition, target, *, steps, generator, on_step):
         on_step(0, 1)

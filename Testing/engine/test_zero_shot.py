@@ -249,6 +249,23 @@ def test_the_last_good_estimate_is_asked_for_on_the_command_line(run, scan, tmp_
     assert not build_parser().parse_args(["synthesize", "--source", "a"]).keep_last_good
 
 
+@pytest.mark.parametrize(
+    ("package", "method", "sentence"),
+    [
+        ("alone", "regression", "it was trained on its targets alone"),
+        ("paired", "midiffusion", "or a zero-shot package"),
+    ],
+)
+def test_a_method_that_a_package_has_not_is_said_so_also_where_no_target_is_named(
+    run, scan, tmp_path, tiny_package, zero_shot_packages, package, method, sentence
+):
+    folder = {"alone": zero_shot_packages.alone, "paired": tiny_package}[package]
+    arguments = ("--source", f"T1={scan}", "--package", folder, "--output-dir", tmp_path / "out")
+    ended = run("synthesize", *arguments, "--method", method)
+    assert ended.code == 5 and f"no method '{method}'" in ended.err and sentence in ended.err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.usefixtures("installed")
 def test_packages_and_files_tell_what_is_made_zero_shot(run, scan):
     listed = run("models", "list").out

@@ -1,5 +1,6 @@
 """Scans in closed form and data sets in the layouts of the field, for the tests of training."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,8 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import training
 from MissingModalitySynthLib.volume import Geometry, Volume
 from MissingModalitySynthLib.volume_io import write_volume
+from training.__main__ import main
+
+SMOKE = Path(training.__file__).parent / "configs" / "smoke.yaml"
 
 # Intensities of brain, fluid and nuclei; the scalp has that of the brain.
 TISSUES = {"T1": (700, 150, 900), "T1ce": (700, 150, 1000), "T2": (400, 1000, 250), "FLAIR": (600, 90, 500)}
@@ -77,6 +82,15 @@ def data_set(tmp_path, scan):
         return root
 
     return write
+
+
+@pytest.fixture(scope="session")
+def zero_shot_run(tmp_path_factory):
+    """Folder of a run of the stages of zero-shot translation in miniature."""
+    run = tmp_path_factory.mktemp("runs") / "zero-shot"
+    for stage in ("segmenter", "midiffusion"):
+        assert main([stage, "--config", str(SMOKE), "--run", str(run), "machine.tensorboard=false"]) == 0
+    return run
 
 
 @pytest.fixture

@@ -107,17 +107,39 @@ def test_of_judged_slices_the_published_form_sees_these_and_all_others_the_whole
     def identity(row):
         return row, lambda case, name: seen.setdefault(row, case.sources[name].array)
 
-    rows = [identity(zero_shot.PUBLISHED), identity("ours")]
+    published = f"{zero_shot.PUBLISHED}, 10 steps"
+    rows = [identity(published), identity("ours")]
     records = list(zero_shot.records_of(case, "simulated", None, rows, judged=12))
-    np.testing.assert_array_equal(seen[zero_shot.PUBLISHED], array[:, :, 14:26])
+    np.testing.assert_array_equal(seen[published], array[:, :, 14:26])
     np.testing.assert_array_equal(seen["ours"], array)
     parts = [(record["row"], record["scope"]) for record in records]
-    assert parts == [(zero_shot.PUBLISHED, "12 slices"), ("ours", "head"), ("ours", "12 slices")]
+    assert parts == [(published, "12 slices"), ("ours", "head"), ("ours", "12 slices")]
     for record in records:
         assert record["dice"] == record["agreement"] == 1 and record["psnr"] > 60  # the same slices of both
     known = {zero_shot.identity(record) for record in records[1:]}
     (again,) = zero_shot.records_of(case, "simulated", None, rows, known, judged=12)
-    assert again["row"] == zero_shot.PUBLISHED
+    assert again["row"] == published
+
+
+def test_a_slab_is_not_taken_for_the_head_and_classes_that_no_one_has_are_left_out(benchmark, monkeypatch):
+    zero_shot = benchmark("zero_shot")
+    monkeypatch.setattr(zero_shot, "label", lambda judge, volume, mask: volume)
+    array = np.random.default_rng(0).integers(0, 5, (16, 16, 12)).astype(np.float32)
+    volume = Volume(array, Geometry(array.shape), "head")
+    case = Case("someone", {"PD": volume}, {"T1": volume}, mask=array >= 0, tissues=array.astype(np.uint8))
+    rows = [("ours", lambda case, name: case.sources[name].array)]
+    known = {("simulated", "someone", "PD", "ours", "head")}
+    (record,) = zero_shot.records_of(case, "simulated", None, rows, known, part="12 slices alone")
+    assert record["scope"] == "12 slices alone" and len(record["by_class"]) == 4  # no lesions
+
+
+@pytest.mark.parametrize("name", ["package", "run"])
+def test_ours_is_a_run_or_a_package_with_options_of_the_sampler_changed(
+    benchmark, zero_shot_packages, zero_shot_run, name
+):
+    source = {"package": zero_shot_packages.alone, "run": zero_shot_run}[name]
+    model = benchmark("zero_shot").zero_shot_model(str(source), guidance=0.3, window=15)
+    assert (model.guidance, model.window, model.modalities) == (0.3, 15, ("T1",))
 
 
 def test_slices_that_were_made_are_judged_amid_the_acquired_ones_and_between_their_percentiles(benchmark):
@@ -144,7 +166,7 @@ def test_the_table_has_means_over_heads_and_a_row_for_each_contender(benchmark):
     lines = zero_shot.tables(records).splitlines()
     assert lines[0] == "Judged: head"
     assert lines[2] == "| | PD → T1, simulated | seconds | images |"
-    assert lines[4] == "| ours | 0.850 ± 0.050 (0.950), 21.00 dB | 2.0 | 2 |"
-    assert lines[5] == "| SDEdit | 0.500 ± 0.000 (0.950), 15.00 dB | 1.0 | 1 |"
+    assert lines[4] == "| ours | 0.850 ± 0.071 (0.950), 21.00 dB | 2.0 | 2 |"
+    assert lines[5] == "| SDEdit | 0.500 (0.950), 15.00 dB | 1.0 | 1 |"
     assert lines[7] == "Judged: 12 slices"
-    assert lines[11] == "| ours | 0.400 ± 0.000, 14.00 dB | 2.0 | 1 |"
+    assert lines[11] == "| ours | 0.400, 14.00 dB | 2.0 | 1 |"

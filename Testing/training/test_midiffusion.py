@@ -14,7 +14,7 @@ from MissingModalitySynthLib.request import Request
 from MissingModalitySynthLib.synthesis import synthesize
 from MissingModalitySynthLib.volume import Geometry, Volume
 from MissingModalitySynthLib.volume_io import write_volume
-from training.__main__ import main
+from training import pseudo_sources
 from training.batches import Pair
 from training.checkpoint import averaged_weights, with_prefix
 from training.configuration import load_configuration
@@ -43,15 +43,6 @@ def configuration(*overrides):
 def pair(tmp_path_factory):
     settings = configuration("data.skull_strip=1.0")
     return make_examples(settings, tmp_path_factory.mktemp("run"), targets_alone=["T1"])(0)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """Folder of a run of the stage in miniature."""
-    run = tmp_path_factory.mktemp("runs") / "zero-shot"
-    for stage in ("segmenter", "midiffusion"):
-        assert main([stage, "--config", str(SMOKE), "--run", str(run), "machine.tensorboard=false"]) == 0
-    return run
 
 
 def test_the_examples_hold_the_target_and_nothing_else(pair):
@@ -113,6 +104,24 @@ def test_a_contrast_of_tissues_is_even_within_each_and_free_between_them():
     assert 0.4 < np.mean(np.array(spans) < 0.6) < 0.9 and max(spans) > 0.8  # flat ones and others
 
 
+def test_some_contrasts_of_tissues_have_grey_and_white_matter_alike_and_fluid_apart(monkeypatch):
+    """How far apart grey and white matter are, of what the three tissues span: for three independent even draws, less
+    than x with a probability of 2 x / 3, since in a third of them these two are the extremes."""
+    labels = torch.zeros(24, 24, 24, dtype=torch.uint8)
+    labels[:8], labels[8:16], labels[16:] = (CLASS[name] for name in ("white matter", "cortex", "ventricular CSF"))
+
+    def near(share):
+        monkeypatch.setattr(pseudo_sources, "ALIKE_SHARE", share)
+        found = []
+        for number in range(200):
+            made = tissue_contrast(labels, torch.full((24, 24, 24), 0.5), generator_at(number))[3:24:8, 12, 12]
+            found.append(float((made[0] - made[1]).abs() / (made.max() - made.min())))
+        return np.mean(np.array(found) < 0.3)
+
+    assert near(0.0) == pytest.approx(0.2, abs=0.08)
+    assert near(0.6) > 0.29  # of all that are not flat
+
+
 def test_detail_of_the_target_within_a_tissue_goes_over_in_either_direction():
     labels = torch.full((16, 16, 16), CLASS["white matter"], dtype=torch.uint8)
     signal = 0.5 + 0.02 * torch.randn(16, 16, 16, generator=generator_at(0))
@@ -149,26 +158,26 @@ def test_a_run_that_is_interrupted_and_resumed_equals_one_that_is_not(tmp_path, 
     same_tensors(*files)
 
 
-def test_the_latents_are_whitened_on_targets(trained):
-    weights = averaged_weights(trained / "midiffusion" / CHECKPOINT)[0]
+def test_the_latents_are_whitened_on_targets(zero_shot_run):
+    weights = averaged_weights(zero_shot_run / "midiffusion" / CHECKPOINT)[0]
     assert weights["first_stage.latent_std"].min() > 0
     assert not torch.equal(weights["first_stage.latent_std"], torch.ones(1))
 
 
-def test_the_tissues_are_told_by_the_segmenter_of_the_run_which_learns_no_more(trained, tmp_path):
-    packed = with_prefix(averaged_weights(trained / "midiffusion" / CHECKPOINT)[0], "tissues.")
-    learned = averaged_weights(trained / "segmenter" / CHECKPOINT)[0]
+def test_the_tissues_are_told_by_the_segmenter_of_the_run_which_learns_no_more(zero_shot_run, tmp_path):
+    packed = with_prefix(averaged_weights(zero_shot_run / "midiffusion" / CHECKPOINT)[0], "tissues.")
+    learned = averaged_weights(zero_shot_run / "segmenter" / CHECKPOINT)[0]
     assert packed.keys() == learned.keys() and all(torch.equal(packed[name], learned[name]) for name in learned)
     with pytest.raises(InputError, match="train the stage 'segmenter' first"):
         run_stage("midiffusion", configuration(), tmp_path / "without")
 
 
-def test_a_package_takes_zero_shot_translation_from_a_run_of_its_own(trained, tmp_path):
+def test_a_package_takes_zero_shot_translation_from_a_run_of_its_own(zero_shot_run, tmp_path):
     for stage in ("segmenter", "regression"):
         run_stage(stage, configuration("seed=3"), tmp_path / "run")
-    package = export(configuration(), tmp_path / "run", tmp_path / "both", zero_shot=trained)
+    package = export(configuration(), tmp_path / "run", tmp_path / "both", zero_shot=zero_shot_run)
     assert package.methods == ("regression", "midiffusion")
-    for part, run in (("segmenter", tmp_path / "run"), ("midiffusion", trained)):
+    for part, run in (("segmenter", tmp_path / "run"), ("midiffusion", zero_shot_run)):
         learned = averaged_weights(run / part / CHECKPOINT)[0]
         packed = package.weights(part)
         assert packed.keys() == learned.keys()
@@ -184,10 +193,10 @@ def test_a_package_takes_zero_shot_translation_from_a_run_of_its_own(trained, tm
         export(configuration(), tmp_path / "run", tmp_path / "none", zero_shot=tmp_path / "run")
 
 
-def test_a_package_keeps_the_parts_that_no_run_has_trained_anew(trained, tmp_path):
+def test_a_package_keeps_the_parts_that_no_run_has_trained_anew(zero_shot_run, tmp_path):
     for stage in ("segmenter", "regression"):
         run_stage(stage, configuration("seed=3"), tmp_path / "run")
-    first = export(configuration(), tmp_path / "run", tmp_path / "first", zero_shot=trained)
+    first = export(configuration(), tmp_path / "run", tmp_path / "first", zero_shot=zero_shot_run)
     run_stage("regression", configuration("seed=4"), tmp_path / "again")
     package = export(configuration(), tmp_path / "again", tmp_path / "second", keep=tmp_path / "first")
     assert package.methods == ("regression", "midiffusion") and package.default_method == "regression"
@@ -210,8 +219,8 @@ def test_the_bundled_package_can_be_kept_from():
     assert [part.stage for part in kept_parts("micro", ["classifier"])] == ["segmenter", "midiffusion"]
 
 
-def test_parts_of_a_package_that_says_nothing_of_their_training_are_not_kept(trained, tmp_path):
-    first = export(configuration(), trained, tmp_path / "first")
+def test_parts_of_a_package_that_says_nothing_of_their_training_are_not_kept(zero_shot_run, tmp_path):
+    first = export(configuration(), zero_shot_run, tmp_path / "first")
     silent = write_package(
         tmp_path / "silent",
         metadata={key: value for key, value in first.metadata.items() if key != "parts"},
@@ -234,8 +243,8 @@ def test_the_published_form_trains_on_images_and_is_loaded_again(tmp_path):
     assert torch.equal(model.first_stage.latent_std, torch.ones(1))
 
 
-def test_a_run_becomes_a_package_that_makes_the_target_from_a_contrast_of_no_name(trained, tmp_path):
-    package = export(configuration(), trained, tmp_path / "zero-shot")
+def test_a_run_becomes_a_package_that_makes_the_target_from_a_contrast_of_no_name(zero_shot_run, tmp_path):
+    package = export(configuration(), zero_shot_run, tmp_path / "zero-shot")
     assert package.methods == ("midiffusion",)
     assert (package.sources, package.targets, package.zero_shot_targets) == ((), (), ("T1",))
     axis = np.linspace(-1, 1, 32)
@@ -247,9 +256,9 @@ def test_a_run_becomes_a_package_that_makes_the_target_from_a_contrast_of_no_nam
     assert made.geometry.matches(volume.geometry) and np.isfinite(made.array).all() and made.array.max() > 0
 
 
-def test_weights_of_another_mode_are_not_exported(trained, tmp_path):
+def test_weights_of_another_mode_are_not_exported(zero_shot_run, tmp_path):
     with pytest.raises(InputError, match=r"different: midiffusion\.mode"):
-        export(configuration("midiffusion.mode=published"), trained, tmp_path / "out")
+        export(configuration("midiffusion.mode=published"), zero_shot_run, tmp_path / "out")
 
 
 def test_scans_of_the_target_alone_are_enough(tmp_path, scan):

@@ -346,5 +346,5 @@ def _contenders(package: ModelPackage, method: str, options: Options) -> Iterato
         words = [method, *([translator.mode] if translator.iterative else [])]
         words += [f"{steps} step{'s' * (steps > 1)}"] if steps else []
         yield Contender(" ".join(words), method, steps)
-        if translator.stochastic and options.samples > 1:
+        if translator.stochastic(steps or 1) and options.samples > 1:
             yield Contender(" ".join([*words, f"mean of {options.samples}"]), method, steps, options.samples)

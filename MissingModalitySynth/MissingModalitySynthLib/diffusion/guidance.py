@@ -7,7 +7,8 @@ The pull is the gradient of the local mutual information between the source and 
     x_0'  = x_0 + encode(i + w g / |g|) - encode(i)
     x_s   = sqrt(a_s) x_0' + sqrt(1 - a_s) (x_t - sqrt(a_t) x_0') / sqrt(1 - a_t)        (DDIM: Song et al. 2021)
 
-With a = alpha_bar. Without a pull, and from the noised source, this is SDEdit (Meng et al. 2022).
+With a = alpha_bar. Without a pull, from the noised source and with a network that is told nothing else of the source,
+this is SDEdit (Meng et al. 2022).
 """
 
 from __future__ import annotations
@@ -53,15 +54,20 @@ def sample_guided(
         on_step: called before every step.
 
     Raises:
-        DivergenceError: an estimate is not finite, or its RMS is above :data:`LARGEST`; it holds the one before.
+        DivergenceError: an estimate, before or after the pull, is not finite, or its RMS is above :data:`LARGEST`; it
+            holds the one before, which may be the same step's without the pull.
     """
     good = None
+
+    def checked(clean: torch.Tensor, step: int) -> torch.Tensor:
+        if not clean.square().mean().sqrt() <= LARGEST:  # so that NaN is caught
+            raise DivergenceError(step, len(times), good)
+        return clean
+
     for i, t in enumerate(times):
         on_step(i, len(times))
-        clean = pull(estimate(x, t), (t + 1) / len(alpha_bar))
-        if not clean.square().mean().sqrt() <= LARGEST:  # so that NaN is caught
-            raise DivergenceError(i + 1, len(times), good)
-        good = clean
+        good = checked(estimate(x, t), i + 1)
+        good = clean = checked(pull(good, (t + 1) / len(alpha_bar)), i + 1)
         if i + 1 < len(times):
             a, a_next = alpha_bar[t].item(), alpha_bar[times[i + 1]].item()
             noise = (x - a**0.5 * clean) / (1 - a) ** 0.5

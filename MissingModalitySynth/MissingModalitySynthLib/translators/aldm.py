@@ -65,9 +65,8 @@ class AldmTranslator(Translator):
         self.eta = eta
         self.alpha_bar = alphas_cumprod(**(schedule or {}))
 
-    @property
-    def stochastic(self) -> bool:
-        """Whether two seeds can give two results: always from noise, on the bridge only if it is noisy."""
+    def stochastic(self, steps: int) -> bool:
+        """Always from noise, on the bridge only if it is noisy."""
         return self.mode == "paper" or self.sigma > 0
 
     def condition(self, latents: Mapping[str, torch.Tensor], target: str) -> torch.Tensor:

@@ -28,7 +28,6 @@ class Translator(nn.Module, ABC):
         default_steps: number of denoiser evaluations when the request names none.
         mode: how the method samples, in words.
         iterative: whether the number of steps means anything.
-        stochastic: whether two seeds can give two results.
         joint: whether a condition is the same for all targets, and what is made for the first of them is there for all.
         passes: of the networks for one step.
         kept: by target, the source that is part of the result where it is there, and its share (see ``synthesis``).
@@ -40,7 +39,6 @@ class Translator(nn.Module, ABC):
     mode: str
     default_steps: int
     iterative: bool
-    stochastic: bool
     joint = False
     passes = 1
     kept: Mapping[str, tuple[str, float]] = {}
@@ -70,6 +68,10 @@ class Translator(nn.Module, ABC):
         self, condition: Any, target: str, *, steps: int, generator: torch.Generator, on_step: OnStep
     ) -> torch.Tensor:
         """Latents of the target. ``on_step(done, steps)`` is called before every step and may raise to stop."""
+
+    @abstractmethod
+    def stochastic(self, steps: int) -> bool:
+        """Whether two seeds can give two results in so many steps."""
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents of the target to its image (1, 1, X, Y, Z), not clipped."""

@@ -1,5 +1,8 @@
-"""MIDiffusion (Wang et al. 2023, 2024): zero-shot translation. The networks have seen images of the target alone, and
-local mutual information, which one-to-one maps of intensity do not change, says what a source of any contrast shows."""
+"""MIDiffusion (Wang et al. 2023, 2024): zero-shot translation, by networks that have seen images of the target alone.
+
+As published, local mutual information, which one-to-one maps of intensity do not change, says what a source of any
+contrast shows. Guided, a segmenter that knows made-up contrasts says it, and local mutual information pulls the result.
+"""
 
 from __future__ import annotations
 
@@ -77,10 +80,11 @@ def ranks(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def spread_flat(image: torch.Tensor) -> torch.Tensor:
-    """An image (1, 1, X, Y, Z) in [-1, 1] with the intensities of its head spread out, where the contrast is flat.
+    """An image (1, 1, X, Y, Z) in [-1, 1] with its intensities spread out, where the contrast is flat.
 
     Else it is what it was. Exact background (-1) stays so. A segmenter tells by how tissues differ which of them is
-    white matter; where all are near the brightest, little of the range is left for that.
+    white matter; where all are near the brightest, little of the range is left for that. Of a whole head the bone and
+    the air count as well, so that it is hardly ever taken for flat.
     """
     inside = image > -1
     values = _table(image[inside].float())
@@ -143,7 +147,6 @@ class MidiffusionTranslator(Translator):
 
     method = "midiffusion"
     iterative = True
-    stochastic = True
 
     def __init__(
         self,
@@ -270,6 +273,10 @@ class MidiffusionTranslator(Translator):
         shared = local_mutual_information(image, x if state is None else state, **PUBLISHED)
         return self.unet(torch.cat([x, shared, channels], dim=1), timesteps=t.float(), class_labels=target).float()
 
+    def stochastic(self, steps: int) -> bool:
+        """Yes, but for one guided step from pure noise, which is a regression."""
+        return self.mode == "published" or steps > 1 or self.start < 1
+
     def sample(
         self, condition: Condition, target: str, *, steps: int, generator: torch.Generator, on_step: OnStep
     ) -> torch.Tensor:
@@ -281,7 +288,8 @@ class MidiffusionTranslator(Translator):
         last = max(round(self.start * len(self.alpha_bar)), 1)
         alpha_bar = self.alpha_bar[:last]
         begin = condition.image if self.mode == "published" else self.first_stage.encode(condition.image)
-        x = gaussian(begin, generator)
+        # of pure noise one step sees nothing, up to rounding
+        x = gaussian(begin, generator) if self.stochastic(steps) else torch.zeros_like(begin)
         if self.start < 1:
             x = add_noise(begin, x, alpha_bar[-1:].float().to(x.device))
         if self.mode == "published":

@@ -50,7 +50,6 @@ class RegressionTranslator(Translator):
     mode = "one step"
     default_steps = 1
     iterative = False
-    stochastic = False
     joint = True
     live_activations = 4
 
@@ -99,6 +98,10 @@ class RegressionTranslator(Translator):
     def condition(self, latents: Mapping[str, torch.Tensor], target: str) -> Condition:
         """The same for every target."""
         return Condition(self.inputs(latents))
+
+    def stochastic(self, steps: int) -> bool:
+        """Never."""
+        return False
 
     def sample(
         self, condition: Condition, target: str, *, steps: int, generator: torch.Generator, on_step: OnStep
