@@ -30,8 +30,8 @@ SIMULATION_LIMITS = """\
 - Its pathology is white-matter lesions, gliomas with oedema and infarcts of simple shapes. Haemorrhage, calcification,
   abscesses, malformations and what surgery leaves are not among it."""
 ZERO_SHOT_LIMITS = """\
-- Zero-shot synthesis (`midiffusion`) tells tissues by their shape and place, and by what is as bright as they are: of two
-  that look alike in the source it guesses, and pathology that changes no shape is lost."""
+- Zero-shot synthesis (`midiffusion`) tells tissues by their shape and place, and by what is as bright as they are: of
+  two that look alike in the source it guesses, and pathology that changes no shape is lost."""
 T1CE_LIMITS = "- Of a T1ce that is made of a T1, {:.0%} is that T1 itself."
 SEGMENTER_LIMITS = """\
 - The segmenter is for comparing images, not for volumetry or for finding lesions: it has seen simulated heads alone."""

@@ -1,6 +1,6 @@
 """CycleGAN (Zhu et al. 2017), the unpaired baseline of ``zero_shot.py``: slices of one source contrast and of T1.
 
-    python Testing/benchmark/cyclegan.py --config RECIPE --source PD --run FOLDER [key=value ...]
+    python Testing/benchmark/cyclegan.py --config RECIPE --source PD --run FOLDER [--identity 5.0] [key=value ...]
 
 The recipe is that of the zero-shot model, so both learn from the same heads; the schedule's length is
 ``midiffusion.optimizer_steps``. Unlike a zero-shot model it sees the source contrast, and serves this one alone.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from training.loop import train
 TARGET = "T1"
 FEATURES = (16, 16, 32, 64, 128, 16)
 SLICES = 4  # of each contrast in a training step
-CYCLE, IDENTITY = 10.0, 5.0  # weights, as published
+CYCLE, IDENTITY = 10.0, 5.0  # weights, as published; the second is for paintings, and may be 0
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,15 @@ def build() -> nn.ModuleDict:
     return nn.ModuleDict({"there": generator(), "back": generator(), "target": judge(), "source": judge()})
 
 
-def losses(model: nn.ModuleDict, pair: Unpaired, generator: torch.Generator) -> dict[str, torch.Tensor]:
+def losses(
+    model: nn.ModuleDict, pair: Unpaired, generator: torch.Generator, *, identity: float = IDENTITY
+) -> dict[str, torch.Tensor]:
     """Least-squares adversarial losses, |F(G(x)) - x| and |G(F(y)) - y|, |G(y) - y| and |F(x) - x|."""
     x, y = pair.source, pair.target
     made, remade = model["there"](x).float(), model["back"](y).float()
     terms = {
         "cycle": CYCLE * (F.l1_loss(model["back"](made).float(), x) + F.l1_loss(model["there"](remade).float(), y)),
-        "identity": IDENTITY * (F.l1_loss(model["there"](y).float(), y) + F.l1_loss(model["back"](x).float(), x)),
+        "identity": identity * (F.l1_loss(model["there"](y).float(), y) + F.l1_loss(model["back"](x).float(), x)),
     }
     for name, fake, real in (("target", made, y), ("source", remade, x)):
         judged = adversarial_losses(model[name], fake, real, 1.0)
@@ -76,8 +79,8 @@ def drawn_slices(image: torch.Tensor, generator: torch.Generator) -> torch.Tenso
     return slices[torch.randperm(len(slices), generator=generator)[:SLICES]]
 
 
-def train_cyclegan(configuration: dict[str, Any], source: str, run: Path) -> None:
-    """Train, or go on, in ``run/SOURCE``."""
+def train_cyclegan(configuration: dict[str, Any], source: str, run: Path, identity: float = IDENTITY) -> None:
+    """Train, or go on, in ``run/SOURCE``, with this weight of |G(y) - y| and |F(x) - x|."""
     acquired = make_examples(configuration, run, contrasts=[source])
     other_heads = make_examples(configuration | {"seed": configuration["seed"] + 1}, run, targets_alone=[TARGET])
 
@@ -86,14 +89,15 @@ def train_cyclegan(configuration: dict[str, Any], source: str, run: Path) -> Non
         first = acquired(number).sources[source]
         return Unpaired(drawn_slices(first, generator), drawn_slices(other_heads(number).image, generator))
 
+    kept = {key: configuration[key] for key in ("data", "optimizer", "seed")}
     torch.manual_seed(configuration["seed"])
     train(
         build(),
-        losses,
+        partial(losses, identity=identity),
         examples,
         folder=run / source,
         steps=configuration["midiffusion"]["optimizer_steps"],
-        configuration={"source": source, **{key: configuration[key] for key in ("data", "optimizer", "seed")}},
+        configuration={"source": source, "identity": identity, **kept},
         **configuration["optimizer"],
         **{key: value for key, value in configuration["machine"].items() if key != "gradient_checkpointing"},
     )
@@ -111,9 +115,11 @@ def main() -> None:
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--source", required=True, help="contrast, such as PD")
     parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--identity", type=float, default=IDENTITY, help="weight of that loss (default: %(default)s)")
     parser.add_argument("overrides", nargs="*", help="key=value")
     options = parser.parse_args()
-    train_cyclegan(load_configuration(options.config, options.overrides), options.source, options.run)
+    configuration = load_configuration(options.config, options.overrides)
+    train_cyclegan(configuration, options.source, options.run, options.identity)
 
 
 if __name__ == "__main__":

@@ -50,6 +50,7 @@ def test_generators_that_undo_each_other_close_the_cycle_and_fail_the_identity(b
     assert terms["cycle"].item() == pytest.approx(0, abs=1e-6)
     expected = cyclegan.IDENTITY * (2 * x.abs().mean() + 2 * y.abs().mean())
     assert terms["identity"].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert not cyclegan.losses(model, cyclegan.Unpaired(x, y), torch.Generator(), identity=0.0)["identity"]
 
 
 def test_each_discriminator_learns_from_its_own_loss_alone(benchmark):
