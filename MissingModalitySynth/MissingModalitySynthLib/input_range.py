@@ -30,6 +30,7 @@ _TOLERANCE = 0.15  # of the range [-1, 1], beyond the quantiles that were seen i
 _EXTENT_TOLERANCE = 0.1  # share of the extents that were seen in training
 _CUT = 0.4  # share of the head's largest cross-section that a face of the field of view cuts through
 _PER_AXIS = 64  # voxels that show where a head is
+_LARGEST_BRAIN = 2.4  # litres: the inside of an adult's skull holds less than 2, a head has more than 3
 _ALIKE = {"T1ce": "T1"}  # no one can tell them apart where nothing takes the agent up
 _SIDES = (("left", "right"), ("back", "front"), ("below", "above"))
 
@@ -47,12 +48,17 @@ def range_warnings(
     Args:
         sources: by contrast, on their own grids.
         images: the same (1, 1, X, Y, Z) as the networks see them, on the canonical grid of that spacing in mm.
-        named: False where the contrasts' names do not matter, as to zero-shot methods; the grids alone are compared.
+        named: False where the contrasts' names do not matter, as to zero-shot methods; the grids are compared, and
+            whether there is a skull, which these methods hardly know.
     """
     if package.trained_on is None:
         return []
     if not named:
-        return [sentence for volume in sources.values() for sentence in grid_warnings(volume, package.trained_on)]
+        return [
+            sentence
+            for volume in sources.values()
+            for sentence in (*grid_warnings(volume, package.trained_on), *skull_warning(volume))
+        ]
     import torch
 
     from .networks.classifier import coarse
@@ -142,8 +148,7 @@ def grid_warnings(volume: Volume, trained: Mapping[str, Any]) -> list[str]:
             f"'{name}' has voxels of {' x '.join(f'{mm:.3g}' for mm in volume.geometry.spacing)} mm, the model was "
             f"trained on up to {trained['pixel_mm']:.3g} mm within a slice: fine detail is a guess."
         )
-    steps = [-(-n // _PER_AXIS) for n in volume.array.shape]
-    mask = head_mask(volume.array[tuple(slice(None, None, step) for step in steps)])
+    mask, steps = _coarse_head(volume)
     cut = []
     for (axis, sign), (first, last), (low, high) in zip(
         zip(*closest_ras_axes(volume.geometry), strict=True), _SIDES, trained["extent_mm"], strict=True
@@ -171,3 +176,20 @@ def grid_warnings(volume: Volume, trained: Mapping[str, Any]) -> list[str]:
             "heads, and brightness may be off near the cut."
         )
     return said
+
+
+def skull_warning(volume: Volume) -> list[str]:
+    """A sentence if the volume holds more than any brain."""
+    mask, steps = _coarse_head(volume)
+    litres = mask.sum() * np.prod(steps) * np.prod(volume.geometry.spacing) / 1e6
+    sentence = (
+        f"'{volume.name}' shows more than a brain ({litres:.1f} litres): zero-shot synthesis is much less exact with "
+        "the skull on; strip it first."
+    )
+    return [sentence] if litres > _LARGEST_BRAIN else []
+
+
+def _coarse_head(volume: Volume) -> tuple[np.ndarray, list[int]]:
+    """The head mask of every so many voxels along each axis, and how many."""
+    steps = [-(-n // _PER_AXIS) for n in volume.array.shape]
+    return head_mask(volume.array[tuple(slice(None, None, step) for step in steps)]), steps

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -147,6 +148,24 @@ def test_the_side_on_which_a_head_is_cut_is_named_in_every_orientation(smooth_he
     moved = Geometry(geometry.size, geometry.spacing, np.add(geometry.origin, shift), geometry.direction)
     (sentence,) = grid_warnings(smooth_head(moved), TRAINED)
     assert "ends within the head (above)" in sentence
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.9, 0.9, 3.0)])
+@pytest.mark.parametrize(("litres", "doubted"), [(1.9, False), (3.5, True)])
+def test_that_a_source_of_zero_shot_synthesis_is_more_than_a_brain_is_said_with_its_volume(spacing, litres, doubted):
+    """Ellipsoids of known volume; to other methods a skull is nothing out of range."""
+    axes = np.array([0.9, 1.15, 0.97]) * (litres * 1e6 * 3 / 4 / np.pi / (0.9 * 1.15 * 0.97)) ** (1 / 3)
+    size = np.ceil((2 * axes + 30) / spacing).astype(int)
+    index = np.stack(np.meshgrid(*(np.arange(n) - (n - 1) / 2 for n in size), indexing="ij"), axis=-1)
+    inside = (np.square(index * spacing / axes).sum(axis=-1) < 1).astype(np.float32)
+    package = SimpleNamespace(trained_on=TRAINED | {"extent_mm": [[50.0, 300.0]] * 3})
+    volume = Volume(inside * (1 + index[..., 0] / size[0]).astype(np.float32), centred(tuple(size), spacing), "scan")
+    said = range_warnings(package, {"other": volume}, {}, (1.0, 1.0, 1.0), named=False)
+    assert len(said) == doubted
+    if doubted:
+        assert "'scan' shows more than a brain" in said[0] and said[0].endswith("strip it first.")
+        assert float(re.search(r"\(([\d.]+) litres", said[0])[1]) == pytest.approx(litres, abs=0.11)
+    assert not grid_warnings(volume, package.trained_on)
 
 
 def test_a_head_cut_at_the_neck_is_as_all_heads_are(smooth_head):
