@@ -48,7 +48,7 @@ def synthesize(arguments: argparse.Namespace, console: Console, cancelled: Cance
         sources = read_volumes(arguments.source, source_name, unknown=OTHER if any_contrast else None)
         acquired = read_volumes(arguments.acquired)
     method = arguments.method or package.method_for(sources)
-    check_method(package, method, tuple(sources))
+    check_method(package, method)
     targets = _targets(arguments.target, sources, package, method, console)
     reference = _reference(arguments.reference, sources)
     _check_acquired(acquired, targets, reference)

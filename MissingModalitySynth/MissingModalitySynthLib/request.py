@@ -69,7 +69,8 @@ def checked(request: Request) -> Request:
         sources[name] = volume
     targets = tuple(dict.fromkeys(canonical_name(name) for name in request.targets))
     method = request.method or package.method_for(sources)
-    check_method(package, method, tuple(sources))
+    check_method(package, method)
+    _check_sources(package, method, tuple(sources))
     for name in targets:
         if name in sources:
             raise InputError(
@@ -96,8 +97,8 @@ def checked(request: Request) -> Request:
     return replace(request, sources=sources, targets=targets, reference=reference, method=method)
 
 
-def check_method(package: ModelPackage, method: str, sources: Sequence[str]) -> None:
-    """Whether a package has a method, and the method can start from these contrasts. Raises as :func:`checked`."""
+def check_method(package: ModelPackage, method: str) -> None:
+    """Raises ModelPackageError when the package has no such method, and says what is meant to be used instead."""
     if method not in package.methods:
         advice = "choose one of these, or another package"
         if method == ZERO_SHOT:
@@ -107,6 +108,9 @@ def check_method(package: ModelPackage, method: str, sources: Sequence[str]) -> 
         raise ModelPackageError(
             f"The package '{package.name}' has no method '{method}', only {_list(package.methods)}: {advice}."
         )
+
+
+def _check_sources(package: ModelPackage, method: str, sources: Sequence[str]) -> None:
     if method == ZERO_SHOT:
         if len(sources) > 1:
             names = _list([shown_name(name) for name in sources])
