@@ -57,6 +57,7 @@ PAIRS = {SIMULATED: ("PD", "T2", "FLAIR"), WITH_SKULL: ("PD", "T2", "FLAIR"), SC
 HEADS = ("data.misregistration=0", "data.artefacts=0.2")
 JUDGED = range(1, len(CLASSES) - 1)  # CSF, grey, white and deep grey matter
 PUBLISHED = "MIDiffusion as published"
+LEGEND = "Dice with the truth (scans: the labels of the acquired T1), in brackets with these labels; PSNR."
 SDEDIT_STARTS, SDEDIT_STEPS = (0.3, 0.6), 10
 # of a head, the contrast to start from: T1 on its grid, or None if it cannot
 Contender = Callable[[Case, str], np.ndarray | None]
@@ -239,12 +240,11 @@ def amid(acquired: np.ndarray, box: tuple[slice, ...], made: np.ndarray) -> np.n
 
 
 def tables(records: Iterable[Record]) -> str:
-    """A :func:`table` for each part of the heads that was judged."""
+    """A :func:`table` for each part of the heads that was judged, and what its columns are."""
     records = list(records)
     parts = dict.fromkeys(record["scope"] for record in records)
-    return "\n\n".join(
-        f"Judged: {part}\n\n{table(record for record in records if record['scope'] == part)}" for part in parts
-    )
+    judged = [f"Judged: {part}\n\n{table(record for record in records if record['scope'] == part)}" for part in parts]
+    return "\n\n".join([*judged, LEGEND])
 
 
 def table(records: Iterable[Record]) -> str:
