@@ -57,7 +57,7 @@ def range_warnings(
         return [
             sentence
             for volume in sources.values()
-            for sentence in (*grid_warnings(volume, package.trained_on), *skull_warning(volume))
+            for sentence in grid_warnings(volume, package.trained_on, stripped=True)
         ]
     import torch
 
@@ -134,8 +134,12 @@ def contrast_warning(
     return None
 
 
-def grid_warnings(volume: Volume, trained: Mapping[str, Any]) -> list[str]:
-    """Sentences if the voxels are larger, or the head in the field of view another size, than those trained on."""
+def grid_warnings(volume: Volume, trained: Mapping[str, Any], *, stripped: bool = False) -> list[str]:
+    """Sentences if the voxels are larger, or the head in the field of view another size, than those trained on.
+
+    Args:
+        stripped: the method is for brains without their skulls: a sentence if there is more than any brain.
+    """
     name, spacing = volume.name, sorted(volume.geometry.spacing)
     said = []
     if spacing[2] > max(trained["slice_mm"], spacing[1]) * 1.001:
@@ -148,7 +152,14 @@ def grid_warnings(volume: Volume, trained: Mapping[str, Any]) -> list[str]:
             f"'{name}' has voxels of {' x '.join(f'{mm:.3g}' for mm in volume.geometry.spacing)} mm, the model was "
             f"trained on up to {trained['pixel_mm']:.3g} mm within a slice: fine detail is a guess."
         )
-    mask, steps = _coarse_head(volume)
+    steps = [-(-n // _PER_AXIS) for n in volume.array.shape]
+    mask = head_mask(volume.array[tuple(slice(None, None, step) for step in steps)])
+    litres = mask.sum() * np.prod(steps) * np.prod(volume.geometry.spacing) / 1e6
+    if stripped and litres > _LARGEST_BRAIN:
+        said.append(
+            f"'{name}' shows more than a brain ({litres:.1f} litres): zero-shot synthesis is much less exact with the "
+            "skull on; strip it first."
+        )
     cut = []
     for (axis, sign), (first, last), (low, high) in zip(
         zip(*closest_ras_axes(volume.geometry), strict=True), _SIDES, trained["extent_mm"], strict=True
@@ -176,20 +187,3 @@ def grid_warnings(volume: Volume, trained: Mapping[str, Any]) -> list[str]:
             "heads, and brightness may be off near the cut."
         )
     return said
-
-
-def skull_warning(volume: Volume) -> list[str]:
-    """A sentence if the volume holds more than any brain."""
-    mask, steps = _coarse_head(volume)
-    litres = mask.sum() * np.prod(steps) * np.prod(volume.geometry.spacing) / 1e6
-    sentence = (
-        f"'{volume.name}' shows more than a brain ({litres:.1f} litres): zero-shot synthesis is much less exact with "
-        "the skull on; strip it first."
-    )
-    return [sentence] if litres > _LARGEST_BRAIN else []
-
-
-def _coarse_head(volume: Volume) -> tuple[np.ndarray, list[int]]:
-    """The head mask of every so many voxels along each axis, and how many."""
-    steps = [-(-n // _PER_AXIS) for n in volume.array.shape]
-    return head_mask(volume.array[tuple(slice(None, None, step) for step in steps)]), steps

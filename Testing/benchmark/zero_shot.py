@@ -8,7 +8,8 @@ The runs are those of ``training/configs/micro-zero-shot.yaml``, ``segmenter.yam
 have seen the anatomies. PD, T2 and FLAIR of simulated heads are translated to T1, and T2 and FLAIR of scans. Dice is
 the mean over CSF, grey, white and deep grey matter between the segmentation of the translated image and the truth
 (simulated) or the segmentation of the acquired T1 (scans); beside it, that of simulated heads with the segmentation of
-the T1. The records have each class by itself, and lesions, which the mean leaves out.
+the T1. The records have each class by itself, and lesions, which the mean leaves out, with their contrast to white
+matter as a share of the image's range.
 
 What the output folder has from an earlier call is kept and not measured again: a slow row can have a call of its own,
 on fewer heads; other runs and numbers of steps need a folder of their own. As published, which goes slice by slice, a
@@ -47,6 +48,7 @@ from training.checkpoint import read_checkpoint
 from training.configuration import load_configuration
 from training.data.readers import find_subjects
 from training.evaluation.cases import Case, read_case, simulated_cases
+from training.evaluation.lesions import lesion_scores
 from training.segmenter import load_segmenter
 from training.stages import load_translator
 
@@ -220,7 +222,10 @@ def records_of(
                 means = {"dice": judged_mean(dice), "agreement": judged_mean(agreement)}
                 scores = metrics.compare(image, acquired.array[box], whole.mask[box])
                 by_class = {name: value for name, value in dice.items() if not np.isnan(value)}
-                yield done | {"scope": scope} | means | {"by_class": by_class, **scores}
+                lesions = {}
+                if whole.lesions is not None and scope == part:
+                    lesions = lesion_scores(whole.lesions, *metrics.scale_to_target(image, acquired.array, whole.mask))
+                yield done | {"scope": scope} | means | {"by_class": by_class, **lesions, **scores}
 
 
 def judged_mean(dice: dict[str, float]) -> float:

@@ -67,11 +67,11 @@ def sample_guided(
     for i, t in enumerate(times):
         on_step(i, len(times))
         good = checked(estimate(x, t), i + 1)
-        good = clean = checked(pull(good, (t + 1) / len(alpha_bar)), i + 1)
+        good = checked(pull(good, (t + 1) / len(alpha_bar)), i + 1)
         if i + 1 < len(times):
             a, a_next = alpha_bar[t].item(), alpha_bar[times[i + 1]].item()
-            noise = (x - a**0.5 * clean) / (1 - a) ** 0.5
-            x = a_next**0.5 * clean + (1 - a_next) ** 0.5 * noise
+            noise = (x - a**0.5 * good) / (1 - a) ** 0.5
+            x = a_next**0.5 * good + (1 - a_next) ** 0.5 * noise
     return good
 
 
