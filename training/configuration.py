@@ -38,6 +38,7 @@ DEFAULTS: dict[str, Any] = {
         "real_share": 1.0,  # of the pairs
         "real_targets": None,  # what scans are targets of, such as [T2, FLAIR]; null: all they have. All are sources
         "real_artefacts": 0.0,  # added to the sources, as to those of simulated heads
+        "real_pathology": 0.0,  # painted into skull-stripped ones, factor on the chances of simulated heads
         "layout": "auto",  # see training/data/readers.py
         "register": False,  # contrasts that are on another grid
         "broken": "skip",  # or "stop": what a subject that cannot be read does

@@ -14,8 +14,9 @@ from MissingModalitySynthLib.errors import InputError
 from MissingModalitySynthLib.modality import MODALITIES
 
 from .evaluation import tables
+from .simulation.pathology import PATHOLOGY
 from .simulation.protocols import canonical_protocol, wide_protocol
-from .simulation.simulator import PATHOLOGY, SAME_SESSION, SHIFT, TURN
+from .simulation.simulator import SAME_SESSION, SHIFT, TURN
 
 INTENDED_USE = (
     "Research, and visual comparison by professionals who also see the acquired images. Not a medical device, not for "
@@ -232,7 +233,8 @@ def _data_source(data: Mapping[str, Any], trained: Sequence[str]) -> list[str]:
     if data["real"]:
         share = f"{100 * data['real_share']:.0f} % of the pairs"
         named = ": " + ", ".join(trained) if len(trained) <= 10 else f" of '{Path(data['real']).name}'"
-        parts.append(f"Scans, {share}, of {len(trained)} subject{'s' * (len(trained) != 1)}{named}.")
+        painted = ", with pathology of the simulator painted into skull-stripped ones" * (data["real_pathology"] > 0)
+        parts.append(f"Scans, {share}, of {len(trained)} subject{'s' * (len(trained) != 1)}{named}{painted}.")
     if not data["real"] or data["real_share"] < 1:
         maps = {None: "", "procedural": "a made-up head in the place of "}
         anatomy = maps.get(data["anatomies"], "label maps of individuals (SynthSeg training labels, Apache-2.0) and ")

@@ -30,7 +30,7 @@ _TOLERANCE = 0.15  # of the range [-1, 1], beyond the quantiles that were seen i
 _EXTENT_TOLERANCE = 0.1  # share of the extents that were seen in training
 _CUT = 0.4  # share of the head's largest cross-section that a face of the field of view cuts through
 _PER_AXIS = 64  # voxels that show where a head is
-_LARGEST_BRAIN = 2.4  # litres: the inside of an adult's skull holds less than 2, a head has more than 3
+LARGEST_BRAIN = 2.4  # litres: the inside of an adult's skull holds less than 2, a head has more than 3
 _ALIKE = {"T1ce": "T1"}  # no one can tell them apart where nothing takes the agent up
 _SIDES = (("left", "right"), ("back", "front"), ("below", "above"))
 
@@ -155,7 +155,7 @@ def grid_warnings(volume: Volume, trained: Mapping[str, Any], *, stripped: bool 
     steps = [-(-n // _PER_AXIS) for n in volume.array.shape]
     mask = head_mask(volume.array[tuple(slice(None, None, step) for step in steps)])
     litres = mask.sum() * np.prod(steps) * np.prod(volume.geometry.spacing) / 1e6
-    if stripped and litres > _LARGEST_BRAIN:
+    if stripped and litres > LARGEST_BRAIN:
         said.append(
             f"'{name}' shows more than a brain ({litres:.1f} litres): zero-shot synthesis is much less exact with the "
             "skull on; strip it first."

@@ -16,11 +16,12 @@ from MissingModalitySynthLib.translators import build_translator
 from MissingModalitySynthLib.volume import Geometry, Volume
 from training.data.readers import find_subjects
 from training.evaluation import anchors, robustness, tables
-from training.evaluation.cases import Case, read_case, simulated_cases, tissues_of_t1
+from training.evaluation.cases import Case, read_case, simulated_cases
 from training.evaluation.lesions import find_lesions, lesion_scores
 from training.evaluation.protocols import calibrate, load_judge, paper_comparable, score
 from training.evaluation.run import Options
 from training.examples import load_anatomies
+from training.tissue_classes import tissues_of_t1
 
 WHITE, LESION = CLASSES.index("white matter"), CLASSES.index("lesion")
 

@@ -120,6 +120,8 @@ def test_runs_on_the_same_heads_are_said_once_and_weights_of_a_package_keep_thei
     assert said.startswith("Scans of a clinic. Then: Simulated contrast: the MNI152") and said.count("MNI152") == 1
     assert said.endswith("Then: Scans, 50 % of the pairs, of 1 subject: a. Simulated contrast as before.")
     assert trained_subjects([came, run]) == ["a", "open-ms-26"]
+    painted = run | {"data": run["data"] | {"real_pathology": 1.3}}
+    assert "subject: a, with pathology of the simulator painted into skull-stripped ones." in data_source([painted])
 
 
 def test_the_card_says_how_much_of_a_t1ce_is_its_t1():

@@ -19,6 +19,7 @@ from ..simulation.artefacts import acquire
 from ..simulation.randomness import chance, device_generator, uniform
 from ..simulation.simulator import STRIPPED_BEFORE
 from .cache import CanonicalSubject, load_subject
+from .painting import Canvas, canvas, paint
 from .subjects import Subject, check_policy
 
 _MIN_HEAD = 0.05  # of a crop, without its padding
@@ -33,6 +34,8 @@ def subject_pairs(
     policy: str = "skip",
     skipped: dict[str, str] | None = None,
     artefacts: float = 0.0,
+    pathology: float = 0.0,
+    find_canvas: Callable[[CanonicalSubject], Canvas | None] = canvas,
     targets: Sequence[str] | None = None,
     targets_alone: Sequence[str] | None = None,
     device: str = "cpu",
@@ -53,6 +56,10 @@ def subject_pairs(
         targets: only these are targets, all are sources; None: all are targets.
         artefacts: factor on what :func:`~..simulation.artefacts.acquire` does to the sources, with gains as of
             simulated ones; 0: they stay as they were acquired.
+        pathology: factor on the chances of what :func:`~.painting.paint` adds to skull-stripped subjects with a T1; 0:
+            nothing.
+        find_canvas: how a subject is made ready for this, :func:`~.painting.canvas` or what
+            :func:`~.painting.canvases` gives.
         targets_alone: each pair has one of these as its target, and no source; subjects have one of them or more.
         **options: ``load`` of :func:`load_each`, and options of :func:`~.cache.load_subject`.
 
@@ -68,7 +75,7 @@ def subject_pairs(
     drawn = _drawn(subjects, generator, skipped)
     for case in load_each(drawn, policy=policy, skipped=skipped, report=report, **options):
         shape = shapes[choose(generator, len(shapes))]
-        images, mask, lesions = _crop(case, shape, generator)
+        images, mask, lesions, start = _crop(case, shape, generator)
         flip = chance(generator, 0.5)
         names = [name for name in targets_alone or MODALITIES if name in images]
         if targets_alone:
@@ -77,10 +84,17 @@ def subject_pairs(
             roles = [draw_roles(generator, names) for _ in range(pairs_per_case)]
         if mask.mean() < _MIN_HEAD:  # of the part of the crop that is within the scan
             continue
-        tensors = {name: _tensor(image[::-1] if flip else image, device) for name, image in images.items()}
-        if lesions is not None:
-            lesions = _tensor(lesions[::-1] if flip else lesions, device)
-        known = {name: image for name, image in tensors.items() if targets is None or name in targets}
+        judged = images
+        if pathology and (scan := find_canvas(case)) and (painted := paint(scan, images, start, generator, pathology)):
+            images, judged, added = painted
+            lesions = added if lesions is None else lesions | added
+
+        def tensor(image: np.ndarray, flip: bool = flip) -> torch.Tensor:
+            return torch.from_numpy(np.ascontiguousarray(image[::-1] if flip else image))[None, None].to(device)
+
+        tensors = {name: tensor(image) for name, image in images.items()}
+        lesions = None if lesions is None else tensor(lesions)
+        known = {name: tensor(image) for name, image in judged.items() if targets is None or name in targets}
         if targets_alone:
             known = {name: image.clamp(max=1) for name, image in known.items()}
         for sources, target in roles:
@@ -186,19 +200,20 @@ def _drawn(subjects: Sequence[Subject], generator: torch.Generator, skipped: dic
 
 def _crop(
     case: CanonicalSubject, shape: Sequence[int], generator: torch.Generator
-) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray | None]:
+) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray | None, list[int]]:
     """Images of one random box of the shape, with background (-1) where it is larger than the scan, the mask of the
-    part inside the scan, and the lesions."""
-    taken, padding = [], []
+    part inside the scan, the lesions, and the scan's index of the box's first voxel."""
+    taken, padding, first = [], [], []
     for size, wanted in zip(case.mask.shape, shape, strict=True):
         start = choose(generator, abs(size - wanted) + 1)
         inside = size >= wanted
         taken.append(slice(start, start + wanted) if inside else slice(None))
         padding.append((0, 0) if inside else (start, wanted - size - start))
+        first.append(start if inside else -start)
     box = tuple(taken)
     images = {name: np.pad(image[box], padding, constant_values=-1.0) for name, image in case.images.items()}
     lesions = None if case.segmentation is None else np.pad(case.segmentation[box] > 0, padding)
-    return images, case.mask[box], lesions
+    return images, case.mask[box], lesions, first
 
 
 def _acquired_again(image: torch.Tensor, generator: torch.Generator, artefacts: float) -> torch.Tensor:
@@ -214,7 +229,3 @@ def _acquired_again(image: torch.Tensor, generator: torch.Generator, artefacts: 
         head = head | (again > 0)
     gain = uniform(generator, 1 - GAIN_JITTER, 1 + GAIN_JITTER)
     return outlined(DarkEnd.draw(generator)((2 * gain * again - 1).clamp(max=1)[None, None]), head)
-
-
-def _tensor(image: np.ndarray, device: str) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(image))[None, None].to(device)

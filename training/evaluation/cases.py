@@ -11,14 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from skimage.filters import threshold_multiotsu
 from torch import nn
 
 from MissingModalitySynthLib.canonical import CanonicalGrid, canonical_grid, from_canonical, resample_to, to_canonical
 from MissingModalitySynthLib.errors import InputError
 from MissingModalitySynthLib.intensity import head_mask, normalise
 from MissingModalitySynthLib.segmentation import CLASSES
-from MissingModalitySynthLib.shading import estimate_field
 from MissingModalitySynthLib.volume import Geometry, Volume
 from MissingModalitySynthLib.volume_io import read_volume
 
@@ -28,7 +26,7 @@ from ..data.subjects import Subject, same_grid
 from ..examples import load_anatomies
 from ..loop import generator_at
 from ..simulation.simulator import simulate
-from ..tissue_classes import classes_of
+from ..tissue_classes import classes_of, tissues_of_t1
 from .lesions import Lesions, find_lesions
 
 HEAD_MM = (192, 224, 192)  # along R, A, S: a simulated head with air around it, as scanners show it
@@ -160,20 +158,6 @@ def simulated_cases(configuration: Mapping[str, Any], count: int) -> Iterator[Ca
             lesion=_or_none(case.lesion_mask.numpy(), head),
             brain=None if stripped else brain & head,
         )
-
-
-def tissues_of_t1(t1: Volume, mask: np.ndarray) -> np.ndarray:
-    """CSF, grey and white matter (1, 2, 3) of a skull-stripped T1, 0 outside.
-
-    By two thresholds (Otsu, IEEE TSMC 1979) after a correction of the bias field (N4, Tustison et al., IEEE TMI 2010).
-    Rough, and good enough to know tissue means and errors by tissue.
-    """
-    low, high = np.percentile(t1.array[mask], [1, 99])
-    if high <= low:
-        return 2 * mask.astype(int)
-    image = np.clip((t1.array - low) / (high - low), 0, 1) + 0.05  # N4 takes logarithms
-    flat = image / estimate_field(image, mask, t1.geometry.spacing)
-    return (np.digitize(flat, threshold_multiotsu(flat[mask], classes=3)) + 1) * mask
 
 
 def segmenter_grid(volume: Volume, mask: np.ndarray) -> CanonicalGrid:

@@ -17,6 +17,7 @@ DISTANCE_STEP = 8  # `brain_distance` stores 128 + 8 x mm, clipped to a byte
 SHADE_STEP = 32  # `shade` stores 32 x texture standard deviations
 SHADE = 4.0  # shift in texture standard deviations per share of the other tissue nearby
 SULCAL_SHADE = -2.2  # label maps have sulci of a voxel or more, real ones are thinner and share voxels with cortex
+HEAD_MARGIN = 2  # voxels of air around a head
 MNI_NOISE = 0.5  # SD of the noise added to log probabilities
 # Centre and half axes of the nuclei on the right side, in mm of MNI space (x to the right, y to the front, z upwards).
 DEEP_GREY = {
@@ -76,7 +77,8 @@ class Anatomy:
     brain_box: tuple[tuple[int, int, int], tuple[int, int, int]]
 
 
-def _box(mask: np.ndarray, margin: int) -> tuple[slice, ...]:
+def box_of(mask: np.ndarray, margin: int) -> tuple[slice, ...]:
+    """The smallest box around a mask, with a margin within the array."""
     slices = ndimage.find_objects(mask.astype(np.uint8))[0]
     return tuple(
         slice(max(s.start - margin, 0), min(s.stop + margin, n)) for s, n in zip(slices, mask.shape, strict=True)
@@ -95,9 +97,9 @@ def _upsample(half: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return full[: shape[0], : shape[1], : shape[2]]
 
 
-def _finish(name: str, labels: np.ndarray) -> Anatomy:
-    """Crop to the head and add the brain hull and the seeds of lesions."""
-    labels = labels[_box(labels > 0, 2)]
+def finish_anatomy(name: str, labels: np.ndarray) -> Anatomy:
+    """Crop to the head, ``box_of(labels > 0, HEAD_MARGIN)``, and add the brain hull and the seeds of lesions."""
+    labels = labels[box_of(labels > 0, HEAD_MARGIN)]
     brain = np.isin(labels, BRAIN)
     closed = _half_distance(_half_closing(brain, labels.shape))
     inside = _half_distance(~_half_closing(brain, labels.shape))
@@ -106,7 +108,7 @@ def _finish(name: str, labels: np.ndarray) -> Anatomy:
     near_ventricle = _upsample(_half_distance(labels == CLASS["ventricular CSF"]), labels.shape) < 7
     deep = ndimage.binary_erosion(white)
     beside_cortex = white & ndimage.binary_dilation(labels == CLASS["cortex"])
-    box = _box(brain, 0)
+    box = box_of(brain, 0)
     return Anatomy(
         name=name,
         labels=torch.from_numpy(np.ascontiguousarray(labels, dtype=np.uint8)),
@@ -165,11 +167,11 @@ def synthseg_anatomy(path: str | Path) -> Anatomy:
     labels = table[numbers.astype(np.int32).clip(0, 1023)]
     if not np.isin(labels, BRAIN).any():
         raise InputError(f"{path} holds no brain labels.")
-    labels = labels[_box(labels > 0, 2)]
+    labels = labels[box_of(labels > 0, HEAD_MARGIN)]
     parts, count = ndimage.label(labels > 0)
     if count > 1:
         labels = np.where(parts == np.bincount(parts.ravel())[1:].argmax() + 1, labels, 0)
-    return _finish(Path(path).name.split(".")[0], _soft_tissue(labels))
+    return finish_anatomy(Path(path).name.split(".")[0], _soft_tissue(labels))
 
 
 def _soft_tissue(labels: np.ndarray) -> np.ndarray:
@@ -226,7 +228,7 @@ def mni_anatomy() -> Anatomy:
     )
     affine = maps[0].affine
     grey, white, mask = (np.asarray(image.dataobj, np.float32) for image in maps)
-    box = _box(mask > 0.5, 2)
+    box = box_of(mask > 0.5, 2)
     grey, white, mask = grey[box], white[box], ndimage.binary_fill_holes(mask[box] > 0.5)
     rng = np.random.default_rng(0)
     scores = []
@@ -244,7 +246,7 @@ def mni_anatomy() -> Anatomy:
         offsets = zip((abs(x), y, z), centre, radii, strict=True)
         inside = sum(((axis - c) / r) ** 2 for axis, c, r in offsets) < 1
         labels[inside & (grey > 0.15) & (grey + white > 0.6)] = CLASS[tissue]
-    return _finish("mni152", _wrap_head(labels[_box(mask, 0)]))
+    return finish_anatomy("mni152", _wrap_head(labels[box_of(mask, 0)]))
 
 
 def procedural_head(shape: tuple[int, int, int] = (96, 112, 96), seed: int = 0) -> Anatomy:
@@ -275,4 +277,4 @@ def procedural_head(shape: tuple[int, int, int] = (96, 112, 96), seed: int = 0) 
         ellipsoid((0.3 * side, -0.5, -0.6), (0.26, 0.2, 0.18), "cerebellar cortex")
         ellipsoid((0.3 * side, -0.5, -0.6), (0.17, 0.12, 0.1), "cerebellar white matter")
     ellipsoid((0, -0.15, -0.6), (0.12, 0.14, 0.32), "brainstem")
-    return _finish(f"procedural-{seed}", _wrap_head(labels))
+    return finish_anatomy(f"procedural-{seed}", _wrap_head(labels))

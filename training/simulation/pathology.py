@@ -17,6 +17,7 @@ from training.simulation.tissues import CLASS, LEVELS
 
 WHITE = (CLASS["white matter"], CLASS["cerebellar white matter"], CLASS["brainstem"])
 SOLID = tuple(range(CLASS["white matter"], CLASS["brainstem"] + 1))
+PATHOLOGY = {"lesions": 0.45, "glioma": 0.25, "infarct": 0.08}  # chances in a head
 
 
 class Mass(NamedTuple):
@@ -25,6 +26,24 @@ class Mass(NamedTuple):
     centre: Tensor
     radius: float
     push: float
+
+
+def paint_pathology(
+    labels: Tensor, severity: Tensor, anatomy: Anatomy, origin: Tensor, generator: Generator, strength: float = 1.0
+) -> tuple[list[str], Mass | None]:
+    """Paint none, one or several kinds of pathology into a region of an anatomy, in place.
+
+    labels, severity: uint8 (X, Y, Z), of the region. origin: (3,), the region's lowest index in the anatomy, which may
+    be negative. strength: factor on the chances `PATHOLOGY`. Returns the kinds that were drawn, some of which may have
+    found no place, and the mass effect of a tumour.
+    """
+    drawn = {kind: chance(generator, strength * probability) for kind, probability in PATHOLOGY.items()}
+    if drawn["lesions"]:
+        white_matter_lesions(labels, severity, anatomy, origin, generator)
+    if drawn["infarct"]:
+        infarct(labels, severity, anatomy.white_matter, origin, generator)
+    mass = glioma(labels, severity, anatomy.white_matter, origin, generator) if drawn["glioma"] else None
+    return [kind for kind, present in drawn.items() if present], mass
 
 
 def _one_of(labels: Tensor, classes: tuple[int, ...]) -> Tensor:

@@ -18,7 +18,7 @@ from torch.nn.functional import embedding_bag, grid_sample, pad
 from training.simulation.anatomy import DISTANCE_STEP, SHADE_STEP, Anatomy
 from training.simulation.artefacts import acquire, interpolation_matrix, power
 from training.simulation.deformation import displace_mass, rigid_motion, rotation_matrix, sampling_positions
-from training.simulation.pathology import glioma, infarct, white_matter_lesions
+from training.simulation.pathology import paint_pathology
 from training.simulation.protocols import canonical_protocol, contrast, random_table, wide_protocol
 from training.simulation.randomness import (
     apply_matrices,
@@ -38,7 +38,6 @@ MARGIN = 2  # voxels of air around the part of the anatomy that is sampled
 SAME_SESSION = 0.9  # chance that T1ce, as a target, is the source T1 repeated after the contrast agent
 STRIPPED_BEFORE = 0.5  # chance that the skull was stripped before thick slices were resampled, which blurs the edge
 SHIFT, TURN = 0.8, 1.0  # mm and degrees, the largest misregistration of a source
-PATHOLOGY = {"lesions": 0.45, "glioma": 0.25, "infarct": 0.08}
 
 
 @dataclass(frozen=True)
@@ -66,11 +65,18 @@ class Simulation:
     protocol: dict
 
 
-def _texture(shape: Sequence[int], generator: Generator, noise_generator: Generator, device: torch.device) -> Tensor:
+def texture_field(
+    shape: Sequence[int], generator: Generator, noise_generator: Generator, device: torch.device
+) -> Tensor:
     """A field of about unit variance: fine grain and smooth variation over a centimetre or so."""
     grain, share = uniform(generator, 1.5, 2.5), uniform(generator, 0.5, 0.75)
     terms = [(share, grain), (math.sqrt(1 - share**2), uniform(generator, 6, 16))]
     return smooth_sum(noise_generator, shape, terms, device)
+
+
+def texture_levels(texture: Tensor) -> Tensor:
+    """A texture in standard deviations, which is overwritten, as levels of the signal tables: uint8."""
+    return texture.mul_((LEVELS - 1) / (2 * TEXTURE_RANGE)).add_(LEVELS / 2).clamp_(0, LEVELS - 1).byte()
 
 
 def _vessels(shape: Sequence[int], generator: Generator, device: torch.device) -> Tensor:
@@ -210,9 +216,9 @@ def simulate(
 
     shape: voxels of 1 mm. sources, targets: the modalities to compute. random_contrast: probability, per source, of a
     contrast that follows no physics. skull_strip: probability that everything outside the brain is zero, in all
-    images of the case. pathology, artefacts, deform: factors on the probabilities of lesions (`PATHOLOGY`), on the
-    artefacts of the sources and on the deformation of the anatomy. misregistration: factor on the rigid motion of each
-    source against the label map (0: none); targets are never moved.
+    images of the case. pathology, artefacts, deform: factors on the probabilities of lesions
+    (`pathology.PATHOLOGY`), on the artefacts of the sources and on the deformation of the anatomy. misregistration:
+    factor on the rigid motion of each source against the label map (0: none); targets are never moved.
     """
     device = torch.device(device)
     noise_generator = device_generator(generator, device)
@@ -223,21 +229,15 @@ def simulate(
 
     labels = pad(anatomy.labels[region].to(device), (MARGIN,) * 6)
     case: dict = {"anatomy": anatomy.name, "pathology": []}
-    texture = _texture(labels.shape, generator, noise_generator, device)
+    texture = texture_field(labels.shape, generator, noise_generator, device)
     inner = (slice(MARGIN, -MARGIN),) * 3
     texture[inner].add_(anatomy.shade[region].to(device), alpha=uniform(generator, 0.6, 1.1) / SHADE_STEP)
-    level = texture.mul_((LEVELS - 1) / (2 * TEXTURE_RANGE)).add_(LEVELS / 2).clamp_(0, LEVELS - 1).byte()
+    level = texture_levels(texture)
     vessel = _vessels(labels.shape, generator, device) & (labels == CLASS["subarachnoid CSF"])
     labels.masked_fill_(vessel, CLASS["vessel"])
     if chance(generator, 0.5):  # hyperintensities of the label map itself, else healthy white matter
         labels.masked_fill_(labels == CLASS["lesion"], CLASS["white matter"])
-    drawn = {kind: chance(generator, pathology * probability) for kind, probability in PATHOLOGY.items()}
-    case["pathology"] = [kind for kind, present in drawn.items() if present]
-    if drawn["lesions"]:
-        white_matter_lesions(labels, level, anatomy, low, generator)
-    if drawn["infarct"]:
-        infarct(labels, level, anatomy.white_matter, low, generator)
-    mass = glioma(labels, level, anatomy.white_matter, low, generator) if drawn["glioma"] else None
+    case["pathology"], mass = paint_pathology(labels, level, anatomy, low, generator, pathology)
     positions -= low.to(positions)
     if mass is not None:
         positions = displace_mass(positions, *mass)
