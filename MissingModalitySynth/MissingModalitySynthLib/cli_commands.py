@@ -218,10 +218,10 @@ def read_volumes(
                 f"({', '.join(names)})."
             )
         if given.modality in volumes:
-            raise InputError(
-                f"{given.modality} is given twice, as '{volumes[given.modality].path}' and '{given.path}': "
-                "give each contrast once."
-            )
+            both = f"'{volumes[given.modality].path}' and '{given.path}'"
+            if given.modality == OTHER:
+                raise InputError(f"The contrasts of {both} are both unlisted: one such volume can be a source, alone.")
+            raise InputError(f"{given.modality} is given twice, as {both}: give each contrast once.")
         volumes[given.modality] = given
     return volumes
 

@@ -102,6 +102,11 @@ BAD_REQUESTS = {
     "target unknown to the package": (["--source", "T1={t1}", "--target", "PD"], 3, "cannot make PD"),
     "nothing is left to make": (["--source", "T2={t1}", "FLAIR={t2}"], 3, "given as a source already"),
     "given twice": (["--source", "T1={t1}", "T1w={t2}"], 3, "T1 is given twice"),
+    "two of unlisted contrasts": (
+        ["--source", "other={t1}", "other={t2}"],
+        3,
+        "one such volume can be a source, alone",
+    ),
     "reference is no source": (["--source", "T1={t1}", "--reference", "T2"], 3, "none of the sources"),
     "no overlap": (["--source", "T1={t1}", "T2={far}", "--target", "FLAIR"], 4, "share only 0 %"),
     "acquired elsewhere": (["--source", "T1={t1}", "--acquired", "T2={far}"], 4, "share only 0 %"),
