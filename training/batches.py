@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -76,11 +76,21 @@ def choose(generator: torch.Generator, count: int) -> int:
     return int(torch.randint(count, (1,), generator=generator))
 
 
-def draw_roles(generator: torch.Generator, modalities: Sequence[str] = MODALITIES) -> tuple[list[str], str]:
-    """A random non-empty set of sources, and a target that is not among them."""
-    order = [modalities[i] for i in torch.randperm(len(modalities), generator=generator).tolist()]
-    draw = torch.multinomial(torch.tensor(SOURCE_COUNTS), 1, generator=generator).item()
-    return order[1 : 2 + draw], order[0]
+def draw_roles(
+    generator: torch.Generator,
+    modalities: Sequence[str] = MODALITIES,
+    source_weights: Mapping[str, float] | None = None,
+) -> tuple[list[str], str]:
+    """A random non-empty set of sources, and a target that is not among them.
+
+    Targets are drawn evenly; each next source by its weight among those that are left, evenly where there are none.
+    """
+    target = modalities[choose(generator, len(modalities))]
+    others = [name for name in modalities if name != target]
+    count = min(1 + int(torch.multinomial(torch.tensor(SOURCE_COUNTS), 1, generator=generator)), len(others))
+    weights = torch.tensor([1.0 if source_weights is None else source_weights[name] for name in others])
+    drawn = torch.multinomial(weights, count, generator=generator).tolist()
+    return [others[index] for index in drawn], target
 
 
 def scaled(image: Tensor, headroom: float = 1.0, brightest: float = 1.0) -> Tensor:
@@ -133,6 +143,7 @@ def simulated_pairs(
     shapes: Sequence[tuple[int, int, int]],
     modalities: Sequence[str] = MODALITIES,
     pairs_per_case: int = 2,
+    source_weights: Mapping[str, float] | None = None,
     all_images: bool = False,
     contrasts: Sequence[str] | None = None,
     targets_alone: Sequence[str] | None = None,
@@ -146,6 +157,7 @@ def simulated_pairs(
         shapes: sizes of the crops in voxels, drawn uniformly.
         modalities: sources and targets are among these.
         pairs_per_case: targets that are taken from one simulated head, each with its own sources.
+        source_weights: of :func:`draw_roles`.
         all_images: each pair has the head in all contrasts, for what learns them at once.
         contrasts: each pair has one of these, acquired as its source and clean as its target.
         targets_alone: each pair has one of these as its target, and no source.
@@ -158,7 +170,7 @@ def simulated_pairs(
             drawn = [only[choose(generator, len(only))] for _ in range(pairs_per_case)]
             roles = [([name] if contrasts else [], name) for name in drawn]
         else:
-            roles = [draw_roles(generator, modalities) for _ in range(pairs_per_case)]
+            roles = [draw_roles(generator, modalities, source_weights) for _ in range(pairs_per_case)]
         needed = [name for name in MODALITIES if any(name in sources for sources, _ in roles)]
         targets = [name for name in modalities if all_images or any(name == target for _, target in roles)]
         case = simulate(

@@ -25,6 +25,7 @@ DEFAULTS: dict[str, Any] = {
     "data": {
         "shapes": [[96, 96, 96]],  # of the crops, in voxels, drawn evenly
         "pairs_per_case": 2,  # targets that are taken from one simulated head or scanned subject
+        "source_weights": dict.fromkeys(MODALITIES, 1.0),  # how readily each is drawn as a source
         "cases": None,  # how many heads or visits to scanned subjects there are; null: ever new ones
         # simulated heads
         "anatomies": None,  # folder of SynthSeg label maps; null: the MNI152 maps alone; "procedural": for tests
@@ -302,6 +303,8 @@ def _check_data(configuration: Mapping[str, Any]) -> None:
     names, shapes = configuration["modalities"], configuration["data"]["shapes"]
     if len(names) < 2 or len(set(map(str, names))) < len(names) or any(name not in MODALITIES for name in names):
         raise InputError(f"'modalities' must be two or more of {', '.join(MODALITIES)}, not {names}.")
+    if never := [name for name, weight in configuration["data"]["source_weights"].items() if weight == 0]:
+        raise InputError(f"'data.source_weights.{never[0]}' must be above 0.")
     some = {
         "segmenter.contrasts": configuration["segmenter"]["contrasts"],
         "data.real_targets": configuration["data"]["real_targets"],

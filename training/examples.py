@@ -58,7 +58,8 @@ def make_examples(
     """
     data, modalities, seed = (configuration[key] for key in ("data", "modalities", "seed"))
     share = data["real_share"] if data["real"] else 0.0
-    common = {key: data[key] for key in ("shapes", "pairs_per_case")} | {"device": configuration["device"]}
+    common = {key: data[key] for key in ("shapes", "pairs_per_case", "source_weights")}
+    common |= {"device": configuration["device"]}
     streams: list[Callable[[torch.Generator], Iterator[Pair]]] = []
     shares = [weight for weight in (1 - share, share) if weight > 0]
     if share < 1:

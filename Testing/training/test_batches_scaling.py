@@ -1,5 +1,7 @@
-"""Crops of simulated heads: scaled as the engine would scale the whole head that they are cut from."""
+"""Crops of simulated heads: scaled as the engine would scale the whole head that they are cut from; and what becomes a
+source, what a target."""
 
+from collections import Counter
 from itertools import islice
 
 import numpy as np
@@ -8,7 +10,7 @@ import torch
 
 from MissingModalitySynthLib.intensity import BRIGHTEST, DARKEST, intensity_range, normalise
 from training import batches
-from training.batches import BLACK_LEVEL, LIFT, DarkEnd, outlined, scaled, simulated_pairs
+from training.batches import BLACK_LEVEL, LIFT, SOURCE_COUNTS, DarkEnd, draw_roles, outlined, scaled, simulated_pairs
 from training.simulation.simulator import Simulation
 
 
@@ -87,3 +89,23 @@ def test_t1ce_of_the_same_session_has_the_dark_end_of_its_t1(head, monkeypatch):
         np.testing.assert_allclose(np.polyval(line, before[inside]), after[inside], atol=0.06)
         assert torch.equal(after == -1, plain == -1)
     assert curved > 10
+
+
+def test_targets_are_drawn_evenly_and_sources_by_their_weights():
+    """Single sources: 1/5 of the targets is the contrast itself, else its share is its weight among the other four."""
+    generator, names = torch.Generator().manual_seed(0), ("T1", "T1ce", "T2", "FLAIR", "PD")
+    weights = {"T1": 3.0, "T1ce": 1.0, "T2": 2.0, "FLAIR": 1.0, "PD": 1.0}
+    drawn = [draw_roles(generator, names, weights) for _ in range(20000)]
+    assert all(target not in sources and len(set(sources)) == len(sources) for sources, target in drawn)
+    targets = Counter(target for _, target in drawn)
+    assert all(targets[name] == pytest.approx(4000, rel=0.06) for name in names)
+    counts = Counter(len(sources) for sources, _ in drawn)
+    assert [counts[n] / 20000 for n in (1, 2, 3)] == pytest.approx(SOURCE_COUNTS, abs=0.015)
+    single = Counter(sources[0] for sources, _ in drawn if len(sources) == 1)
+    for name, weight in weights.items():
+        share = sum(weight / (8 - weights[other]) for other in names if other != name) / 5
+        assert single[name] / single.total() == pytest.approx(share, abs=0.015)
+    plain = Counter(draw_roles(generator, names)[0][0] for _ in range(20000))
+    assert all(plain[name] / 20000 == pytest.approx(0.2, abs=0.012) for name in names)
+    two = [draw_roles(generator, names[:2], weights) for _ in range(50)]
+    assert {(tuple(sources), target) for sources, target in two} == {(("T1",), "T1ce"), (("T1ce",), "T1")}

@@ -57,6 +57,8 @@ def test_an_exponent_without_a_point_is_a_number(recipe):
         ("data.register=maybe", r"'data\.register' must be true or false, not 'maybe'"),
         ("data.real=5", r"'data\.real' must be a text, not 5"),
         ("data.cases=0", r"'data\.cases' must be a whole number of 1 or more"),
+        ("data.source_weights.T2=0", r"'data\.source_weights\.T2' must be above 0"),
+        ("data.source_weights.CT=1", r"Unknown key 'data\.source_weights\.CT'"),
         ("data.shapes=[32, 32, 32]", r"'data\.shapes' must be a list of sizes such as \[\[96, 96, 96\]\]"),
         ("data.shapes=[[30, 32, 32]]", r"multiples of 16 voxels, not \[30, 32, 32\]"),
         ("modalities=[T1, T9]", "'modalities' must be two or more of T1, T1ce"),

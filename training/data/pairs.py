@@ -31,6 +31,7 @@ def subject_pairs(
     *,
     shapes: Sequence[tuple[int, int, int]],
     pairs_per_case: int = 2,
+    source_weights: Mapping[str, float] | None = None,
     policy: str = "skip",
     skipped: dict[str, str] | None = None,
     artefacts: float = 0.0,
@@ -51,6 +52,7 @@ def subject_pairs(
         subjects: drawn uniformly; each has two contrasts or more.
         shapes: sizes of the crops in voxels, drawn uniformly; smaller scans are padded with background.
         pairs_per_case: targets that are taken from one crop, each with its own sources.
+        source_weights: of :func:`~..batches.draw_roles`.
         policy, skipped: what a subject that can't be loaded does, see :func:`load_each`; streams that share one
             ``skipped`` warn once for all of them.
         targets: only these are targets, all are sources; None: all are targets.
@@ -81,7 +83,7 @@ def subject_pairs(
         if targets_alone:
             roles = [([], names[choose(generator, len(names))]) for _ in range(pairs_per_case)]
         else:
-            roles = [draw_roles(generator, names) for _ in range(pairs_per_case)]
+            roles = [draw_roles(generator, names, source_weights) for _ in range(pairs_per_case)]
         if mask.mean() < _MIN_HEAD:  # of the part of the crop that is within the scan
             continue
         judged = images
