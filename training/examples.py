@@ -13,7 +13,7 @@ import torch
 from MissingModalitySynthLib.errors import InputError
 
 from . import distributed
-from .batches import KEPT_CASES, Pair, by_number, simulated_pairs
+from .batches import Pair, by_number, simulated_pairs
 from .classifier import Views, contrast_views
 from .configuration import SIMULATOR_OPTIONS
 from .simulation.anatomy import Anatomy, mni_anatomy, procedural_head, synthseg_anatomy
@@ -68,7 +68,6 @@ def make_examples(
         heads = load_anatomies(data["anatomies"])
         streams.append(lambda g: simulated_pairs(heads, g, modalities=modalities, **common, **simulated))
     if share > 0:
-        from .data.painting import canvases
         from .data.pairs import in_memory, mixed_pairs, subject_pairs
 
         with distributed.first_process_first():
@@ -78,7 +77,7 @@ def make_examples(
         if data["kept_subjects"]:
             options = {"load": in_memory(subjects, data["kept_subjects"], **options)}
         options |= {"policy": data["broken"], "skipped": skipped, "artefacts": data["real_artefacts"]}
-        options |= {"pathology": data["real_pathology"], "find_canvas": canvases(KEPT_CASES)}
+        options |= {"pathology": data["real_pathology"]}
         options |= {"targets": None if targets_alone else data["real_targets"], "targets_alone": targets_alone}
         streams.append(lambda g: subject_pairs(subjects, g, **common, **options))
     if len(streams) == 1:

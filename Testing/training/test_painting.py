@@ -11,7 +11,7 @@ from MissingModalitySynthLib.intensity import BRIGHTEST, DARKEST, normalise
 from MissingModalitySynthLib.volume import Geometry
 from training.data import painting
 from training.data.cache import CanonicalSubject
-from training.data.painting import canvas, canvases, paint
+from training.data.painting import canvas, paint
 from training.data.pairs import subject_pairs
 from training.data.subjects import Subject
 from training.simulation import procedural_head, simulate
@@ -173,8 +173,9 @@ def test_pairs_show_the_same_lesions_in_source_target_and_mask(head, monkeypatch
         return *roles, block
 
     monkeypatch.setattr("training.data.pairs.paint", mark)
+    monkeypatch.setattr("training.data.pairs.canvas", lambda case: True)
     subject = Subject("head", dict.fromkeys(NAMES, "unused"))
-    options = {"shapes": [SHAPE], "pairs_per_case": 1, "load": lambda subject: case, "find_canvas": lambda case: True}
+    options = {"shapes": [SHAPE], "pairs_per_case": 1, "load": lambda subject: case}
     ends = set()
     for pair in islice(subject_pairs([subject], generator(7), pathology=1.0, **options), 8):
         for image, value in ((pair.image, 1.5), *((source, 0.75) for source in pair.sources.values())):
@@ -184,12 +185,5 @@ def test_pairs_show_the_same_lesions_in_source_target_and_mask(head, monkeypatch
     assert all(pair.lesions is None for pair in islice(subject_pairs([subject], generator(7), **options), 4))
 
 
-def test_a_canvas_is_made_once_while_it_is_kept(head, monkeypatch):
-    case, _ = head
-    made = []
-    monkeypatch.setattr(painting, "canvas", lambda case: made.append(case.name))
-    find = canvases(kept=1)
-    other = CanonicalSubject("other", case.images, case.mask, None, case.geometry)
-    for each in (case, case, other, other, case):
-        find(each)
-    assert made == ["head", "other", "head"]
+def test_a_canvas_is_made_once_while_it_is_kept(head, scan):
+    assert canvas(head[0]) is scan

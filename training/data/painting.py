@@ -6,31 +6,32 @@ amid the texture, partial volume and shading of a scan. Where lesions lie and ho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
 from scipy import ndimage
 from torch import Generator, Tensor
+from torch.nn.functional import pad
 
 from MissingModalitySynthLib.input_range import LARGEST_BRAIN
 from MissingModalitySynthLib.intensity import BRIGHTEST, DARKEST
 from MissingModalitySynthLib.segmentation import CLASSES
 from MissingModalitySynthLib.volume import Volume
 
-from ..simulation.anatomy import HEAD_MARGIN, Anatomy, box_of, finish_anatomy
+from ..batches import KEPT_CASES
+from ..simulation.anatomy import HEAD_MARGIN, VENTRICLE_DEPTH, Anatomy, box_of, finish_anatomy
 from ..simulation.pathology import paint_pathology
 from ..simulation.protocols import canonical_protocol, contrast, wide_protocol
 from ..simulation.randomness import device_generator, slight_blur
-from ..simulation.simulator import texture_field, texture_levels
+from ..simulation.simulator import BRIGHT, texture_field, texture_levels
 from ..simulation.tissues import CLASS, FIRST_LESION, LEVELS, SEVERITY, draw_subject
 from ..tissue_classes import tissues_of_t1
 from .cache import CanonicalSubject
 
-_VENTRICLE_DEPTH = 22  # mm below the brain's surface, beyond which fluid is that of ventricles
 _EDGE = 0.5  # voxels, SD of the blur of painted edges
-_BRIGHT = 99.5  # percentile by which the engine scales
 _SIMULATED = {"CSF": "subarachnoid CSF", "grey matter": "cortex", "white matter": "white matter"}
 
 
@@ -51,8 +52,12 @@ class Canvas:
     samples: Mapping[str, np.ndarray]
 
 
+@lru_cache(maxsize=KEPT_CASES)
 def canvas(case: CanonicalSubject) -> Canvas | None:
-    """A scan on a grid of 1 mm as a canvas; None where a skull is in it, or no T1 that tells white matter."""
+    """A scan on a grid of 1 mm as a canvas; None where a skull is in it, or no T1 that tells white matter.
+
+    It takes some seconds; those of the last scans are kept.
+    """
     if "T1" not in case.images or case.mask.sum() > 1e6 * LARGEST_BRAIN:
         return None
     tissues = tissues_of_t1(Volume(case.images["T1"], case.geometry, case.name), case.mask)
@@ -60,7 +65,7 @@ def canvas(case: CanonicalSubject) -> Canvas | None:
     for name, tissue in _SIMULATED.items():
         labels[tissues == CLASSES.index(name)] = CLASS[tissue]
     depth = ndimage.distance_transform_edt(case.mask)
-    labels[(labels == CLASS["subarachnoid CSF"]) & (depth > _VENTRICLE_DEPTH)] = CLASS["ventricular CSF"]
+    labels[(labels == CLASS["subarachnoid CSF"]) & (depth > VENTRICLE_DEPTH)] = CLASS["ventricular CSF"]
     corner = torch.tensor([side.start for side in box_of(labels > 0, HEAD_MARGIN)])
     white = ndimage.binary_erosion(labels == CLASS["white matter"])
     if not white.any():
@@ -70,22 +75,8 @@ def canvas(case: CanonicalSubject) -> Canvas | None:
         finish_anatomy(case.name, labels),
         corner,
         {name: float(np.median(share[white])) for name, share in shares.items()},
-        {name: share[::2, ::2, ::2] for name, share in shares.items()},
+        {name: share[::2, ::2, ::2].copy() for name, share in shares.items()},
     )
-
-
-def canvases(kept: int) -> Callable[[CanonicalSubject], Canvas | None]:
-    """:func:`canvas` that keeps the last ``kept`` scans; one takes some seconds."""
-    known: dict[str, Canvas | None] = {}
-
-    def find(case: CanonicalSubject) -> Canvas | None:
-        if case.name not in known:
-            if len(known) >= kept:
-                del known[next(iter(known))]
-            known[case.name] = canvas(case)
-        return known[case.name]
-
-    return find
 
 
 def paint(
@@ -104,7 +95,8 @@ def paint(
 
     Args:
         images: by contrast, float32 (X, Y, Z) in [-1, BRIGHTEST], -1 outside of the head.
-        start: the scan's index of the crop's first voxel; negative where the crop is padded.
+        start: the scan's index of the crop's first voxel; negative where the crop is padded. The crop shows some of
+            the head.
         generator: on the CPU.
         strength: factor on the chances of pathology.
 
@@ -113,8 +105,10 @@ def paint(
     """
     shape = next(iter(images.values())).shape
     origin = torch.tensor(start) - scan.corner
-    labels = _window(scan.anatomy.labels, origin, shape)
-    healthy = labels.clone()
+    sides = zip(origin.tolist(), shape, scan.anatomy.labels.shape, strict=True)
+    ends = [(-first, first + size - length) for first, size, length in sides]
+    healthy = pad(scan.anatomy.labels, [end for pair in reversed(ends) for end in pair])  # cut where negative
+    labels = healthy.clone()
     texture = texture_field(shape, generator, device_generator(generator, labels.device), labels.device)
     level = texture_levels(texture)
     paint_pathology(labels, level, scan.anatomy, origin, generator, strength)
@@ -142,19 +136,6 @@ def paint(
     return sources, targets, lesions.numpy()
 
 
-def _window(labels: Tensor, origin: Tensor, shape: Sequence[int]) -> Tensor:
-    """A box of a volume, 0 beyond its ends."""
-    window = torch.zeros(tuple(shape), dtype=labels.dtype)
-    inside, taken = [], []
-    for first, size, length in zip(origin.tolist(), shape, labels.shape, strict=True):
-        low = max(first, 0)
-        high = max(min(first + size, length), low)
-        taken.append(slice(low, high))
-        inside.append(slice(low - first, high - first))
-    window[tuple(inside)] = labels[tuple(taken)]
-    return window
-
-
 def _brighter(samples: np.ndarray, crop: np.ndarray, start: Sequence[int]) -> float:
     """How much brighter the whole scan becomes with a crop of it changed: the ratio of its percentiles, at least 1."""
     painted = samples.copy()
@@ -165,5 +146,5 @@ def _brighter(samples: np.ndarray, crop: np.ndarray, start: Sequence[int]) -> fl
         taken.append(slice(low, high))
         inside.append(slice(2 * low - first, 2 * (high - 1) - first + 1, 2))
     painted[tuple(taken)] = crop[tuple(inside)]
-    before, after = (np.percentile(values, _BRIGHT) for values in (samples, painted))
+    before, after = (np.quantile(values, BRIGHT) for values in (samples, painted))
     return max(float(after / before), 1.0)

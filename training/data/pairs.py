@@ -19,7 +19,7 @@ from ..simulation.artefacts import acquire
 from ..simulation.randomness import chance, device_generator, uniform
 from ..simulation.simulator import STRIPPED_BEFORE
 from .cache import CanonicalSubject, load_subject
-from .painting import Canvas, canvas, paint
+from .painting import canvas, paint
 from .subjects import Subject, check_policy
 
 _MIN_HEAD = 0.05  # of a crop, without its padding
@@ -36,7 +36,6 @@ def subject_pairs(
     skipped: dict[str, str] | None = None,
     artefacts: float = 0.0,
     pathology: float = 0.0,
-    find_canvas: Callable[[CanonicalSubject], Canvas | None] = canvas,
     targets: Sequence[str] | None = None,
     targets_alone: Sequence[str] | None = None,
     device: str = "cpu",
@@ -60,8 +59,6 @@ def subject_pairs(
             simulated ones; 0: they stay as they were acquired.
         pathology: factor on the chances of what :func:`~.painting.paint` adds to skull-stripped subjects with a T1; 0:
             nothing.
-        find_canvas: how a subject is made ready for this, :func:`~.painting.canvas` or what
-            :func:`~.painting.canvases` gives.
         targets_alone: each pair has one of these as its target, and no source; subjects have one of them or more.
         **options: ``load`` of :func:`load_each`, and options of :func:`~.cache.load_subject`.
 
@@ -87,7 +84,7 @@ def subject_pairs(
         if mask.mean() < _MIN_HEAD:  # of the part of the crop that is within the scan
             continue
         judged = images
-        if pathology and (scan := find_canvas(case)) and (painted := paint(scan, images, start, generator, pathology)):
+        if pathology and (scan := canvas(case)) and (painted := paint(scan, images, start, generator, pathology)):
             images, judged, added = painted
             lesions = added if lesions is None else lesions | added
 

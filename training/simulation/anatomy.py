@@ -18,6 +18,7 @@ SHADE_STEP = 32  # `shade` stores 32 x texture standard deviations
 SHADE = 4.0  # shift in texture standard deviations per share of the other tissue nearby
 SULCAL_SHADE = -2.2  # label maps have sulci of a voxel or more, real ones are thinner and share voxels with cortex
 HEAD_MARGIN = 2  # voxels of air around a head
+VENTRICLE_DEPTH = 22  # mm below the brain's surface, beyond which fluid is that of ventricles
 MNI_NOISE = 0.5  # SD of the noise added to log probabilities
 # Centre and half axes of the nuclei on the right side, in mm of MNI space (x to the right, y to the front, z upwards).
 DEEP_GREY = {
@@ -238,7 +239,7 @@ def mni_anatomy() -> Anatomy:
     classes = np.array([CLASS["cortex"], CLASS["white matter"], CLASS["subarachnoid CSF"]], np.uint8)
     labels = classes[np.argmax(scores, axis=0)] * mask.astype(np.uint8)
     deep = ndimage.distance_transform_edt(mask)
-    labels[(labels == CLASS["subarachnoid CSF"]) & (deep > 22)] = CLASS["ventricular CSF"]
+    labels[(labels == CLASS["subarachnoid CSF"]) & (deep > VENTRICLE_DEPTH)] = CLASS["ventricular CSF"]
     # the axes of the maps are those of MNI space
     grid = np.ogrid[box]
     x, y, z = (affine[k, k] * grid[k].astype(np.float32) + affine[k, 3] for k in range(3))
