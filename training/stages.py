@@ -37,6 +37,7 @@ from .losses import Terms, bridge_losses, diffusion_losses, regression_losses, s
 from .midiffusion import midiffusion_losses, published_losses
 from .pseudo_sources import pseudo_source
 from .segmenter import SegmenterFeatures, load_segmenter, segmenter_losses
+from .widening import widen
 
 CHECKPOINT = "checkpoint.safetensors"
 RECOMPUTED = (AEKLResBlock, DiffusionUNetResnetBlock, spade_network._ResidualBlock)
@@ -112,8 +113,9 @@ def run_stage(stage: str, configuration: dict[str, Any], run: Path, max_minutes:
 def begin_with(model: nn.Module, initial: Path, stage: str) -> None:
     """Load what a stage begins with: the averaged weights that another run, or a package, has of the same stage.
 
-    The diffusion takes the denoiser alone, and zero-shot translation all but its segmenter; MS-SPADE, the first stage
-    and the segmenter are those of its own run.
+    The regression takes those of a narrower UNet too, see :func:`~.widening.widen`. The diffusion takes the denoiser
+    alone, and zero-shot translation all but its segmenter; MS-SPADE, the first stage and the segmenter are those of its
+    own run.
 
     Raises:
         InputError: there are no such weights, or they are of other networks.
@@ -127,6 +129,12 @@ def begin_with(model: nn.Module, initial: Path, stage: str) -> None:
         raise InputError(f"'{initial}' ('initial') is neither a package nor a run that has trained '{stage}'.")
     taken_over = {"diffusion": ("first_stage.", "spade.", "spread"), "midiffusion": ("tissues.",)}.get(stage, ())
     weights |= {name: tensor for name, tensor in model.state_dict().items() if name.startswith(taken_over)}
+    own = model.state_dict()
+    if stage == "regression" and any(weights[name].shape != own[name].shape for name in weights.keys() & own.keys()):
+        try:
+            weights = widen(weights, own, torch.Generator().manual_seed(torch.initial_seed()))
+        except ValueError as error:
+            raise InputError(f"'{initial}' holds weights of other networks than the recipe's. {error}") from error
     load_weights(model, weights, initial)
 
 

@@ -68,6 +68,17 @@ def test_a_package_gives_the_weights_of_its_run_rounded_to_half_precision(stage,
             assert torch.equal(tensor, untrained[name])
 
 
+def test_the_regression_begins_with_a_narrower_network_of_the_same_function(earlier):
+    narrow = build_stage("regression", configuration()).model
+    begin_with(narrow, earlier, "regression")
+    wider = {"networks": configuration()["networks"] | {"regression": {"features": [16, 32, 16, 48, 16, 16]}}}
+    wide = build_stage("regression", configuration() | wider).model
+    begin_with(wide, earlier, "regression")
+    x = torch.randn(1, 10, 32, 32, 32, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        torch.testing.assert_close(wide.eval().unet(x), narrow.eval().unet(x), rtol=1e-3, atol=1e-4)
+
+
 def test_a_resumed_run_goes_on_with_its_own_weights(earlier, tmp_path):
     begun = configuration(f"initial={earlier}")
     run_stage("regression", begun, tmp_path)
