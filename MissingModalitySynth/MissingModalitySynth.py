@@ -136,7 +136,7 @@ class MissingModalitySynthLogic(ScriptedLoadableModuleLogic):
             sources: acquired volume nodes by contrast, such as {"T1": node}; "other" is one that is not listed.
             targets: contrasts to make, such as ["FLAIR", "T2"].
             package: name or folder of a model package; the bundled one if None.
-            replace: whether earlier results of the same contrasts and sources give way.
+            replace: whether earlier results of the same contrasts, sources and method give way.
             wait: whether to return when it is done. If not, follow ``session``.
             options: method, device, steps, samples, seed, reference and spacing, see ``session.Task``.
 

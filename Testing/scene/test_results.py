@@ -284,6 +284,18 @@ def test_the_tissues_of_voxels_that_are_replaced_are_dropped_and_no_others(scene
     assert tissues_of(t2) == [tissues[t2]]  # its voxels stay
 
 
+def test_a_result_of_another_method_is_kept(scene, add_scan):
+    t2 = add_scan("T2")
+    paired, zero_shot = (result(t2, "T1", seed) for seed in (0, 1))
+    zero_shot.provenance = PROVENANCE | {"target": "T1", "method": "midiffusion"}
+    runs = [{"T1": paired}, {"T1": zero_shot}]
+    nodes = [add_results(scene, {"T2": t2}, "T2", made, replace=True)[0] for made in runs]
+    for node, made in zip(nodes, (paired, zero_shot), strict=True):
+        np.testing.assert_array_equal(voxels_of(node), made.volume.array)
+    assert nodes[0].GetName() != nodes[1].GetName()
+    assert [add_results(scene, {"T2": t2}, "T2", made, replace=True)[0] for made in runs] == nodes
+
+
 def test_only_a_result_of_the_same_target_sources_and_reference_is_replaced(scene, add_scan):
     t1, flair, other_t1 = add_scan("T1"), add_scan("FLAIR"), add_scan("T1")
     runs = [

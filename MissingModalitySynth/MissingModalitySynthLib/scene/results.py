@@ -59,9 +59,9 @@ def add_results(
         sources: the volume nodes that the run started from, by modality.
         reference: the modality of the source whose grid the results have.
         results: by target. The grid may have another spacing than the reference's if it covers the same field of view.
-        replace: whether the latest earlier result of the same target, sources and reference is updated, keeping its
-            name and the display that the user chose, without the segmentation of its former tissues; else all are new
-            nodes with names of their own.
+        replace: whether the latest earlier result of the same target, sources, reference and method is updated,
+            keeping its name and the display that the user chose, without the segmentation of its former tissues; else
+            all are new nodes with names of their own.
 
     Returns:
         The nodes of the volumes (without standard deviations), in the order of ``results``.
@@ -78,9 +78,9 @@ def add_results(
     with batch(scene), ExitStack() as rollback:
         nodes, outdated = [], []
         for target, result in results.items():
-            old = _earlier(scene, target, sources, base) if replace else None
-            old_deviation = deviation_of(old) if old is not None else None
             about = _About(target, sources, reference, result.provenance)
+            old = _earlier(scene, about) if replace else None
+            old_deviation = deviation_of(old) if old is not None else None
             outdated += tissues_of(old) if old is not None else []  # of other voxels
             node = _put(scene, old, result.volume, about, rollback)
             nodes.append(node)
@@ -216,12 +216,16 @@ def check_grid(made: Geometry, base) -> None:
         )
 
 
-def _earlier(scene, target: str, sources: Mapping[str, Any], base):
-    """The latest result of the same target, sources and reference; None where there is none."""
+def _earlier(scene, about: _About):
+    """The latest result of the same target, sources, reference and method; None where there is none."""
+    base = about.sources[about.reference]
     same = [
         node
         for node in synthetic_results(scene)
-        if node.GetAttribute(TARGET) == target and source_nodes_of(node) == sources and reference_of(node) is base
+        if node.GetAttribute(TARGET) == about.target
+        and source_nodes_of(node) == about.sources
+        and reference_of(node) is base
+        and provenance_of(node).get("method") == about.provenance.get("method")
     ]
     return same[-1] if same else None
 

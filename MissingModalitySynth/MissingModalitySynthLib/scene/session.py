@@ -56,7 +56,7 @@ class Task:
         samples, seed: as in :class:`~..request.Request`.
         reference: modality of the source on whose grid the results are; the first one if None.
         spacing: voxel size in mm of the results; the reference's grid if None.
-        replace: whether earlier results of the same target and sources give way.
+        replace: whether earlier results of the same target, sources and method give way.
     """
 
     sources: Mapping[str, slicer.vtkMRMLScalarVolumeNode]
