@@ -114,6 +114,7 @@ DEFAULTS: dict[str, Any] = {
         "outlined": True,  # whether sources are available in their head alone
         "mirrored": False,  # whether results are the mean with those of the mirrored head, twice the work
         "t1_in_t1ce": 0.0,  # share of the T1 in a T1ce that is made of it
+        "window": None,  # edge of the windows that images are translated in, a multiple of 16; null: at once
     },
     "midiffusion": {
         "optimizer_steps": 4000,
@@ -147,6 +148,7 @@ NULLABLE = {
     "data.real_targets": list,
     "data.cache": str,
     "segmenter.contrasts": list,
+    "regression.window": int,
 }
 
 # Numbers from 0 to 1; all others are 0 or more. Whole numbers are 1 or more, but for these.

@@ -156,7 +156,7 @@ def translator_options(method: str, configuration: dict[str, Any]) -> dict[str, 
     networks = network_options(configuration)
     options = {"modalities": list(configuration["modalities"]), "first_stage": networks["first_stage"]}
     if method == "regression":
-        own = {key: configuration["regression"][key] for key in ("outlined", "mirrored", "t1_in_t1ce")}
+        own = {key: configuration["regression"][key] for key in ("outlined", "mirrored", "t1_in_t1ce", "window")}
         return options | {"first_stage": VOXELS, "unet": networks["regression"]} | own
     if method == "midiffusion":
         own = configuration["midiffusion"]
@@ -254,7 +254,9 @@ def build_stage(stage: str, configuration: dict[str, Any]) -> Stage:
     try:
         return _BUILDERS[stage](configuration)
     except (TypeError, ValueError) as error:  # of the networks' constructors, for options that they do not know
-        raise InputError(f"The stage '{stage}' cannot be built from these settings: {error}.") from error
+        raise InputError(
+            f"The stage '{stage}' cannot be built from these settings: {str(error).rstrip('.')}."
+        ) from error
 
 
 def _segmenter(configuration: dict[str, Any]) -> Stage:

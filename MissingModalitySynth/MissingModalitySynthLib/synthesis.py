@@ -248,7 +248,8 @@ def _translate(
     steps, samples = _steps(request, translator), _samples(request, translator)
     if samples < request.samples:
         notices.append(f"The method '{request.method}' is deterministic here; one sample was made.")
-    run.expect(samples, steps * translator.passes, joint=translator.joint)
+    passes = translator.passes(prepared.grid.geometry.size)
+    run.expect(samples, steps * passes, joint=translator.joint)
     made = {}
     condition = None
     with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):

@@ -136,6 +136,54 @@ def test_a_mirrored_head_has_the_mirror_image_of_its_result():
     assert (one - there).abs().max() > 0.01
 
 
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_a_window_as_large_as_the_image_changes_nothing(mirrored):
+    sources = images("T1", size=(32, 48, 32))
+    options = {"first_stage": {"kind": "haar", "levels": 0}, "mirrored": mirrored}
+    plain, windowed = (build("regression", **options, window=window) for window in (None, 48))
+    assert torch.equal(translate(windowed, sources, "T2"), translate(plain, sources, "T2"))
+
+
+def test_what_windows_see_is_all_that_counts_in_them():
+    """Far from the seams of its windows an image is that of a crop: a change elsewhere does not reach it."""
+    windowed = build("regression", first_stage={"kind": "haar", "levels": 0}, window=32)
+    here = images("T1", size=(80, 32, 32))
+    changed = {"T1": here["T1"].clone()}
+    changed["T1"][:, :, 48:] = here["T1"][:, :, 48:].flip(2)
+    before, after = (translate(windowed, sources, "T2") for sources in (here, changed))
+    assert torch.equal(before[:, :, :24], after[:, :, :24])  # windows begin at 0, 24 and 48
+    assert not torch.equal(before[:, :, 56:], after[:, :, 56:])
+    crop = {"T1": here["T1"][:, :, :32]}
+    torch.testing.assert_close(before[:, :, :24], translate(windowed, crop, "T2")[:, :, :24], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(32, 32, 32), (48, 32, 80), (64, 96, 32)])
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_each_window_is_announced_before_it_is_translated(size, mirrored):
+    options = {"first_stage": {"kind": "haar", "levels": 0}, "mirrored": mirrored, "window": 32}
+    translator, announced, translated = build("regression", **options), [], []
+    translator.unet.register_forward_hook(lambda *_: translated.append(len(announced)))
+    condition = translator.condition(translator.encode(images("T1", size=size)), "T2")
+    with torch.inference_mode():
+        translator.sample(
+            condition, "T2", steps=1, generator=torch.Generator(), on_step=lambda *step: announced.append(step)
+        )
+    count = translator.passes(size)
+    assert announced == [(number, count) for number in range(count)]
+    assert translated == list(range(1, count + 1))
+
+
+def test_windows_need_less_memory():
+    whole, windowed = (build("regression", window=window) for window in (None, 32))
+    assert windowed.working_bytes(192**3, 2) < whole.working_bytes(192**3, 2) / 1.5
+
+
+@pytest.mark.parametrize("window", [0, 8, 40])
+def test_windows_fit_the_levels_of_the_unet(window):
+    with pytest.raises(ValueError, match="multiple of 16"):
+        build("regression", window=window)
+
+
 def test_a_source_cannot_be_outlined_in_latents_that_see_beyond_a_block():
     stage = {"kind": "kl", "channels": [8, 8], "latent_channels": 4, "norm_num_groups": 4}
     with pytest.raises(ValueError, match="Haar"):

@@ -33,6 +33,7 @@ _GUIDANCE_SECONDS_PER_MEGAVOXEL = 3.5
 _GUIDANCE_BYTES_PER_VOXEL = 24  # and bin: weights of two images and their gradients, float32
 _ARRAYS_OF_A_VOLUME = 6  # native and canonical, with mask and temporaries
 _PROCESS_BYTES = 500e6  # Python with torch
+_WINDOWS_WORK = 2.4  # of windows that overlap by a quarter of their edges, times that of the whole
 STARTING_SECONDS = 6.0  # until a new worker has loaded torch and the model
 _TRUST = 0.5  # weight of the newest run against the ones before
 
@@ -118,15 +119,19 @@ def estimate(
     width = _width(configuration)
     evaluations = (steps or configuration.get("steps", 2)) if is_iterative(method, configuration) else 1
     passes = targets * (evaluations * samples + sources * ("denoiser" in configuration))
+    live = latent
     if method == "regression":  # all targets at once
         passes = 1 + configuration.get("mirrored", False)
+        if window := configuration.get("window"):
+            live = min(latent, window**3)
+            passes *= 1 if live == latent else _WINDOWS_WORK
     work = 2 * 27 * width**2 * latent * passes
     kind = device.partition(":")[0]
     megavoxels = (native + voxels) / 1e6 * (sources + targets) / 2
     seconds = _SECONDS_AT_LEAST + megavoxels * _SECONDS_PER_MEGAVOXEL + work / _SPEED.get(kind, _SPEED["cpu"])
 
     weights = sum((package.path / path).stat().st_size for path in _weights(package, method)) * 2  # fp16 to fp32
-    memory = weights + latent * width * _BYTES_PER_VALUE * _LIVE_ACTIVATIONS.get(method, 12)
+    memory = weights + live * width * _BYTES_PER_VALUE * _LIVE_ACTIVATIONS.get(method, 12)
     if method == ZERO_SHOT:  # with a gradient in each step that lies within the guided range of times
         first, last = configuration.get("guidance_range", (0.0, 1.0)) if configuration.get("guidance") else (0.0, 0.0)
         each = math.ceil(evaluations * (last - first)) * samples * _GUIDANCE_SECONDS_PER_MEGAVOXEL

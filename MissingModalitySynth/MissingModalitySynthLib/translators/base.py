@@ -29,7 +29,6 @@ class Translator(nn.Module, ABC):
         mode: how the method samples, in words.
         iterative: whether the number of steps means anything.
         joint: whether a condition is the same for all targets, and what is made for the first of them is there for all.
-        passes: of the networks for one step.
         kept: by target, the source that is part of the result where it is there, and its share (see ``synthesis``).
         live_activations: how many activations of that width are there at once: the skips of the UNet's first level and
             a block's temporaries.
@@ -40,7 +39,6 @@ class Translator(nn.Module, ABC):
     default_steps: int
     iterative: bool
     joint = False
-    passes = 1
     kept: Mapping[str, tuple[str, float]] = {}
     live_activations = 12
 
@@ -58,6 +56,10 @@ class Translator(nn.Module, ABC):
     def encode(self, images: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Images by modality to latents by modality."""
         return {modality: self.first_stage.encode(image) for modality, image in images.items()}
+
+    def passes(self, size: Sequence[int]) -> int:
+        """How often the networks run for one step with an image of so many voxels along each axis."""
+        return 1
 
     @abstractmethod
     def condition(self, latents: Mapping[str, torch.Tensor], target: str) -> Any:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from monai.inferers.utils import sliding_window_inference
 
 from ..diffusion.samplers import OnStep
 from ..networks.configurations import build_first_stage
@@ -14,7 +16,9 @@ from ..networks.haar import HaarFirstStage
 from ..networks.unet import build_unet
 from .base import Translator
 
+_LARGEST_BLOCK = 16  # voxels that are one at the UNet's last level, along each axis
 _LEFT_RIGHT = 2  # axis of images and latents, R
+WINDOW_OVERLAP = 0.25  # of the windows' edge
 _SAME = 1e-3  # difference of whitened latents, below which they are of the same image
 
 
@@ -44,6 +48,9 @@ class RegressionTranslator(Translator):
         mirrored: results are the mean of what the UNet makes of the head and of its mirror image, left for right.
         t1_in_t1ce: share of the T1 in a T1ce that is made of it, from 0 to 1. But for the uptake, which cannot be
             known, they are one image, and the errors of the UNet are its own. ValueError outside of this range.
+        window: edge, in voxels of the latents, of the overlapping windows that larger images are translated in, a
+            multiple of 16; None: at once. The group norms know crops from training, and means and variances of whole
+            heads differ from theirs: a few weights then mistake one contrast for another. ValueError otherwise.
     """
 
     method = "regression"
@@ -61,15 +68,19 @@ class RegressionTranslator(Translator):
         outlined: bool = False,
         mirrored: bool = False,
         t1_in_t1ce: float = 0.0,
+        window: int | None = None,
     ) -> None:
         if not 0 <= t1_in_t1ce <= 1:
             raise ValueError(f"The share of the T1 in the T1ce must be from 0 to 1, not {t1_in_t1ce}.")
+        if window is not None and (window < _LARGEST_BLOCK or window % _LARGEST_BLOCK):
+            raise ValueError(f"The edge of the windows must be a multiple of {_LARGEST_BLOCK}, not {window}.")
         stage = build_first_stage(first_stage)
         if outlined and not isinstance(stage, HaarFirstStage):
             raise ValueError("Sources can be outlined in voxels and Haar latents only: others see beyond a block.")
-        super().__init__(modalities, stage, network_factor=16, width=3 * unet["features"][0])
+        super().__init__(modalities, stage, network_factor=_LARGEST_BLOCK, width=3 * unet["features"][0])
         self.outlined = outlined
-        self.passes = 2 if mirrored else 1
+        self.mirrored = mirrored
+        self.window = window
         self.kept = {"T1ce": ("T1", t1_in_t1ce)} if t1_in_t1ce else {}
         slots = len(modalities)
         self.unet = build_unet(slots * (stage.channels + 1), slots * stage.channels, **unet)
@@ -92,8 +103,43 @@ class RegressionTranslator(Translator):
 
     def predict(self, inputs: torch.Tensor) -> dict[str, torch.Tensor]:
         """Latents (B, C, x, y, z) of every modality."""
-        slots = self.unet(inputs).float().chunk(len(self.modalities), dim=1)
-        return dict(zip(self.modalities, slots, strict=True))
+        return self._by_name(self.unet(inputs).float())
+
+    def _by_name(self, slots: torch.Tensor) -> dict[str, torch.Tensor]:
+        return dict(zip(self.modalities, slots.chunk(len(self.modalities), dim=1), strict=True))
+
+    def _predict_in_windows(self, inputs: torch.Tensor, begin: Callable[[], None]) -> dict[str, torch.Tensor]:
+        """As :meth:`predict`, by windows that are blended with Gaussian weights; ``begin`` is called before each."""
+
+        def predict(crop: torch.Tensor) -> torch.Tensor:
+            begin()
+            return self.unet(crop).float()
+
+        edges = self._edges(inputs.shape[2:])
+        if edges == list(inputs.shape[2:]):
+            return self._by_name(predict(inputs))
+        made = sliding_window_inference(inputs, edges, 1, predict, overlap=WINDOW_OVERLAP, mode="gaussian")
+        return self._by_name(made)
+
+    def passes(self, size: Sequence[int]) -> int:
+        """Windows of an image, twice where the mirror image is translated too."""
+        sides = [side // self.first_stage.factor for side in size]
+        axes = zip(sides, self._edges(sides), strict=True)
+        windows = math.prod(1 + math.ceil((side - edge) / int(edge * (1 - WINDOW_OVERLAP))) for side, edge in axes)
+        return windows * (1 + self.mirrored)
+
+    def working_bytes(self, voxels: int, bytes_per_value: int) -> int:
+        """Activations of one window, and what goes in and comes out of the whole image."""
+        if self.window is None:
+            return super().working_bytes(voxels, bytes_per_value)
+        window = (self.window * self.first_stage.factor) ** 3
+        slots = len(self.modalities) * (2 * self.first_stage.channels + 1)
+        whole = voxels // self.first_stage.factor**3 * 4 * (slots + 1)  # and the sum of the weights
+        return super().working_bytes(min(voxels, window), bytes_per_value) + whole
+
+    def _edges(self, sides: Sequence[int]) -> list[int]:
+        """Of a window in latents of such sides."""
+        return list(sides) if self.window is None else [min(self.window, side) for side in sides]
 
     def condition(self, latents: Mapping[str, torch.Tensor], target: str) -> Condition:
         """The same for every target."""
@@ -106,13 +152,20 @@ class RegressionTranslator(Translator):
     def sample(
         self, condition: Condition, target: str, *, steps: int, generator: torch.Generator, on_step: OnStep
     ) -> torch.Tensor:
-        """One pass of the UNet (mirrored: two) for all targets of a condition, whatever ``steps``; none is random."""
-        on_step(0, self.passes)
+        """One pass of the UNet (mirrored: two) for all targets of a condition, whatever ``steps``; none is random.
+
+        ``on_step`` is called before each window.
+        """
         if condition.made is None:
-            made = self.predict(condition.inputs)
-            if self.passes == 2:
-                on_step(1, self.passes)
-                mirror = self.predict(condition.inputs.flip(_LEFT_RIGHT))
+            passes = self.passes([side * self.first_stage.factor for side in condition.inputs.shape[2:]])
+            numbers = iter(range(passes))
+
+            def begin() -> None:
+                on_step(next(numbers), passes)
+
+            made = self._predict_in_windows(condition.inputs, begin)
+            if self.mirrored:
+                mirror = self._predict_in_windows(condition.inputs.flip(_LEFT_RIGHT), begin)
                 made = {name: (z + mirror[name].flip(_LEFT_RIGHT)) / 2 for name, z in made.items()}
             condition.made, condition.inputs = made, None
         return condition.made[target]
