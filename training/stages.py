@@ -128,8 +128,8 @@ def begin_with(model: nn.Module, initial: Path, stage: str) -> None:
     else:
         raise InputError(f"'{initial}' ('initial') is neither a package nor a run that has trained '{stage}'.")
     taken_over = {"diffusion": ("first_stage.", "spade.", "spread"), "midiffusion": ("tissues.",)}.get(stage, ())
-    weights |= {name: tensor for name, tensor in model.state_dict().items() if name.startswith(taken_over)}
     own = model.state_dict()
+    weights |= {name: tensor for name, tensor in own.items() if name.startswith(taken_over)}
     if stage == "regression" and any(weights[name].shape != own[name].shape for name in weights.keys() & own.keys()):
         try:
             weights = widen(weights, own, torch.Generator().manual_seed(torch.initial_seed()))

@@ -18,7 +18,7 @@ from .base import Translator
 
 _LARGEST_BLOCK = 16  # voxels that are one at the UNet's last level, along each axis
 _LEFT_RIGHT = 2  # axis of images and latents, R
-WINDOW_OVERLAP = 0.25  # of the windows' edge
+_WINDOW_OVERLAP = 0.25  # of the windows' edge
 _SAME = 1e-3  # difference of whitened latents, below which they are of the same image
 
 
@@ -118,14 +118,14 @@ class RegressionTranslator(Translator):
         edges = self._edges(inputs.shape[2:])
         if edges == list(inputs.shape[2:]):
             return self._by_name(predict(inputs))
-        made = sliding_window_inference(inputs, edges, 1, predict, overlap=WINDOW_OVERLAP, mode="gaussian")
+        made = sliding_window_inference(inputs, edges, 1, predict, overlap=_WINDOW_OVERLAP, mode="gaussian")
         return self._by_name(made)
 
     def passes(self, size: Sequence[int]) -> int:
         """Windows of an image, twice where the mirror image is translated too."""
         sides = [side // self.first_stage.factor for side in size]
         axes = zip(sides, self._edges(sides), strict=True)
-        windows = math.prod(1 + math.ceil((side - edge) / int(edge * (1 - WINDOW_OVERLAP))) for side, edge in axes)
+        windows = math.prod(1 + math.ceil((side - edge) / int(edge * (1 - _WINDOW_OVERLAP))) for side, edge in axes)
         return windows * (1 + self.mirrored)
 
     def working_bytes(self, voxels: int, bytes_per_value: int) -> int:
