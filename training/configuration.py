@@ -115,6 +115,7 @@ DEFAULTS: dict[str, Any] = {
         "mirrored": False,  # whether results are the mean with those of the mirrored head, twice the work
         "t1_in_t1ce": 0.0,  # share of the T1 in a T1ce that is made of it
         "window": None,  # edge of the windows that images are translated in, a multiple of 16; null: at once
+        "brain_apart": False,  # whether the brain of a whole head is translated apart, where a segmenter finds it
     },
     "midiffusion": {
         "optimizer_steps": 4000,

@@ -102,6 +102,7 @@ def export(
         stages=_stages([row for part in parts for row in part.rows], configuration),
         evaluations=evaluations,
         t1_in_t1ce=methods.get("regression", {}).get("t1_in_t1ce", 0.0),
+        brain_apart=methods.get("regression", {}).get("brain_apart", False),
     )
     return write_package(
         output,

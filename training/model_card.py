@@ -34,6 +34,9 @@ ZERO_SHOT_LIMITS = """\
 - Zero-shot synthesis (`midiffusion`) tells tissues by their shape and place, and by what is as bright as they are: of
   two that look alike in the source it guesses, and pathology that changes no shape is lost."""
 T1CE_LIMITS = "- Of a T1ce that is made of a T1, {:.0%} is that T1 itself."
+BRAIN_LIMITS = """\
+- Of a head with its skull the segmenter finds the brain, which is synthesized apart; skull and face are worth little.
+  Where the brain that was found lacks a part or has some of the face, so has what is made of it."""
 SEGMENTER_LIMITS = """\
 - The segmenter is for comparing images, not for volumetry or for finding lesions: it has seen simulated heads alone."""
 PARTS = {
@@ -65,6 +68,7 @@ def write_card(
     stages: str,
     evaluations: Sequence[Path],
     t1_in_t1ce: float = 0.0,
+    brain_apart: bool = False,
 ) -> str:
     """The card, as Markdown.
 
@@ -75,6 +79,7 @@ def write_card(
         stages: what is said about the training itself.
         evaluations: files ``evaluation.json``; each becomes a section of results.
         t1_in_t1ce: share of the T1 in a T1ce that is made of it.
+        brain_apart: whether the brain of a whole head is synthesized apart.
 
     Raises:
         InputError: an evaluation, or the splits of a run on scans, cannot be read.
@@ -82,6 +87,7 @@ def write_card(
     apart, trained = dict(parts or {}), trained_subjects(recipes)
     limits = [LIMITS, *[SIMULATION_LIMITS] * simulated(recipes), *[ZERO_SHOT_LIMITS] * ("midiffusion" in apart)]
     limits += [SEGMENTER_LIMITS] * ("segmenter" in apart)
+    limits += [BRAIN_LIMITS] * brain_apart
     limits += [T1CE_LIMITS.format(t1_in_t1ce)] * (t1_in_t1ce > 0)
     said = [f"# {title}", "## Intended use", INTENDED_USE]
     said += ["## Training data", data_source(recipes), *part_sources(apart, data_source(recipes))]

@@ -156,7 +156,10 @@ def translator_options(method: str, configuration: dict[str, Any]) -> dict[str, 
     networks = network_options(configuration)
     options = {"modalities": list(configuration["modalities"]), "first_stage": networks["first_stage"]}
     if method == "regression":
-        own = {key: configuration["regression"][key] for key in ("outlined", "mirrored", "t1_in_t1ce", "window")}
+        own = {
+            key: configuration["regression"][key]
+            for key in ("outlined", "mirrored", "t1_in_t1ce", "window", "brain_apart")
+        }
         return options | {"first_stage": VOXELS, "unet": networks["regression"]} | own
     if method == "midiffusion":
         own = configuration["midiffusion"]

@@ -156,6 +156,9 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--no-shading", action="store_true", help="do not give results the shading of coils that their sources have"
     )
+    command.add_argument(
+        "--whole-head", action="store_true", help="synthesize a head with its skull in one, not its brain apart"
+    )
     command.add_argument("--seed", type=int, default=0, metavar="N", help="same seed, same result (default: 0)")
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: auto)")
     command.add_argument(

@@ -70,6 +70,7 @@ def synthesize(arguments: argparse.Namespace, console: Console, cancelled: Cance
             seed=arguments.seed,
             device=arguments.device,
             shading=not arguments.no_shading,
+            brain_apart=not arguments.whole_head,
             keep_last_good=arguments.keep_last_good,
         )
     )

@@ -50,6 +50,11 @@ class IntensityRange:
         if not (np.isfinite(self.low) and np.isfinite(self.high) and self.low < self.high):
             raise InputError(f"The intensity range {self.low:g} to {self.high:g} is empty: there is no image in it.")
 
+    @property
+    def top(self) -> float:
+        """What 1 becomes where 0 is background, see :func:`unscale`."""
+        return self.high - min(self.low, 0.0)
+
 
 def intensity_range(array: np.ndarray, low: float = 0.5, high: float = 99.5) -> IntensityRange:
     """The range between two percentiles of an array of any shape, background included.
@@ -84,8 +89,7 @@ def unscale(array: np.ndarray, intensities: IntensityRange) -> np.ndarray:
     -1 (background) becomes 0, and 1 becomes ``high``, so a synthetic volume has the source's usual window. A source
     with negative intensities (an offset) is shifted: 1 becomes ``high - low``.
     """
-    top = intensities.high - min(intensities.low, 0.0)
-    return (np.clip(array, -1, BRIGHTEST).astype(np.float32) + 1) * np.float32(top / 2)
+    return (np.clip(array, -1, BRIGHTEST).astype(np.float32) + 1) * np.float32(intensities.top / 2)
 
 
 def normalise(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -14,12 +14,15 @@ from .errors import Cancelled
 _UNITS = {
     "load model": 1.0,
     "prepare": 3.0,
+    "find brain": 10.0,
     "encode": 0.5,
     "condition": 7.0,
     "step": 9.0,
     "decode": 1.0,
     "native grid": 0.5,
 }
+_ALWAYS = ("load model", "prepare")
+_BEFORE = (*_ALWAYS, "find brain")  # the stages before the networks run
 
 
 @dataclass(frozen=True)
@@ -56,19 +59,31 @@ class Run:
         self._report = report
         self._cancelled = cancelled
         self._started = time.monotonic()
-        self._counts = (targets, samples, steps)
+        self._counts = (targets, samples, [steps])
         self._done = 0.0
         self._shown = 0.0
         self._joint = self._stepped = False
 
-    def expect(self, samples: int, steps: int, joint: bool = False) -> None:
+    def expect(self, samples: int, steps: Sequence[int], joint: bool = False) -> None:
         """Correct what was assumed, once the translator is known; also where a run begins again on another device.
 
-        ``joint``: all targets are made in the steps of the first.
+        ``steps``: of every piece that the image is made in. ``joint``: all targets are made in the steps of the first.
         """
-        self._counts = (self._counts[0], samples, steps)
-        self._joint, self._stepped = joint, False
-        self._done = _UNITS["load model"] + _UNITS["prepare"]
+        self._counts = (self._counts[0], samples, list(steps))
+        self._joint = joint
+        self._done = sum(_UNITS[name] for name in _BEFORE if name in self.seconds)
+
+    def next_piece(self) -> None:
+        """Another piece of the image begins."""
+        self._stepped = False
+
+    def go_on(self, stage: str) -> None:
+        """Announce a stage once more, within it.
+
+        Raises:
+            Cancelled: when the user wants to stop.
+        """
+        self._announce(stage, None)
 
     @contextmanager
     def stage(self, name: str, target: str | None = None) -> Iterator[None]:
@@ -104,10 +119,11 @@ class Run:
     def _announce(self, stage: str, target: str | None) -> None:
         if self._cancelled():
             raise Cancelled("Cancelled; nothing was kept.")
-        targets, samples, steps = self._counts
-        sampling = _UNITS["condition"] + samples * steps * _UNITS["step"]
-        work = sampling * (1 if self._joint else targets) + targets * samples * _UNITS["decode"]
-        rest = sum(_UNITS[name] for name in ("load model", "prepare", "encode", "native grid"))
+        targets, samples, pieces = self._counts
+        sampling = sum(_UNITS["condition"] + samples * steps * _UNITS["step"] for steps in pieces)
+        made = len(pieces) * (_UNITS["encode"] + targets * samples * _UNITS["decode"])
+        work = sampling * (1 if self._joint else targets) + made
+        rest = sum(_UNITS[name] for name in _BEFORE if name in self.seconds or name in _ALWAYS) + _UNITS["native grid"]
         fraction = min(self._done / (rest + work), 1.0)
         elapsed = time.monotonic() - self._started
         left = elapsed * (1 - fraction) / fraction if fraction > 0.1 else None

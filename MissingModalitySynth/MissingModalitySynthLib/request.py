@@ -30,6 +30,8 @@ class Request:
         device: see :func:`~.device.choose_device`.
         shading: the results get the coil's shading of the sources, where the model makes images without any (see
             ``shading``); False: they do not.
+        brain_apart: where the model knows brains without their skull better, and its segmenter finds the brain of a
+            whole head, this brain is synthesized apart and put back into the head (see ``brain``); False: it is not.
         keep_last_good: where sampling diverges, the result is the last good estimate, and a notice and the provenance
             say so; else it is an error.
     """
@@ -44,6 +46,7 @@ class Request:
     seed: int = 0
     device: str = "auto"
     shading: bool = True
+    brain_apart: bool = True
     keep_last_good: bool = False
 
 

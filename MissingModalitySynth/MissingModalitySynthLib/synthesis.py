@@ -5,34 +5,33 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, NamedTuple
 from zlib import crc32
 
 import numpy as np
 import torch
-from scipy import ndimage
 
 from . import NOTICE, __version__
-from .canonical import CanonicalGrid, canonical_grid, from_canonical, to_canonical
+from .brain import find_brain, shows_skull
+from .canonical import CanonicalGrid, from_canonical
 from .decoding import decode
 from .device import CPU, autocast_dtype, channels_last, choose_device, free_memory, is_out_of_memory
-from .errors import DivergenceError, InputError, ModelPackageError, OutOfMemoryError
+from .errors import DivergenceError, ModelPackageError, OutOfMemoryError
 from .input_range import range_warnings
-from .intensity import BRIGHTEST, IntensityRange, head_mask, neighbour_information, normalise, unscale
+from .intensity import BRIGHTEST, unscale
 from .modality import shown_name
 from .model_package import ModelPackage
 from .package_format import ZERO_SHOT
+from .preparation import Brain, Prepared, prepare, take_out
 from .progress import Progress, Run
 from .request import Request, checked
-from .shading import shared_shading
+from .segmentation import load_segmenter
 from .translators import Translator, build_translator
 from .volume import Volume
 
-_INSIDE = 0.1  # share of the head in a voxel; below, splines only ring around it
-_ANATOMY = 0.01  # nats of neighbour_information; noise has below 0.005, a scan of SNR 5 has 0.02
-_MASK_MARGIN = 1  # voxels kept around the head, where the target may be brighter than the source
+_MOST_UNLIKE = 2.0  # what is made of a head's brain is at most so many times as bright as that of the brain alone
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ def synthesize(
     with run.stage("load model"):
         translator = load_translator(request.package, request.method)
     with run.stage("prepare"):
-        prepared = _prepare(request, translator.multiple)
+        prepared = prepare(request, translator.multiple)
         seen, spacing = prepared.images, prepared.grid.geometry.spacing
         named = request.method != ZERO_SHOT
         warnings = range_warnings(request.package, request.sources, seen, spacing, named=named)
@@ -94,14 +93,14 @@ def synthesize(
     notices += warnings
     try:
         with _within_memory(translator, prepared.grid, device):
-            made = _translate(request, translator, prepared, device, run, notices)
+            made, apart = _make(request, translator, prepared, device, run, notices)
     except OutOfMemoryError:
         if device == CPU:
             raise
         notices.append(f"The memory of {device} does not suffice; computed on the CPU instead.")
         device = CPU
         with _within_memory(translator, prepared.grid, device):
-            made = _translate(request, translator, prepared, device, run, notices)
+            made, apart = _make(request, translator, prepared, device, run, notices)
 
     if "T1ce" in request.targets:
         notices.append("T1ce: the sources do not show the uptake of contrast agent; enhancement, or none, is a guess.")
@@ -120,6 +119,8 @@ def synthesize(
     for target, record in provenance.items():
         if warnings:
             record["warnings"] = warnings
+        if apart:
+            record["brain"] = "apart from the skull"
         if made[target].diverged is not None:
             record["diverged_at_step"] = made[target].diverged
     return Result(
@@ -129,19 +130,6 @@ def synthesize(
         seconds=run.seconds,
         notices=tuple(dict.fromkeys(notices)),
     )
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """Sources on the canonical grid, scaled to [-1, 1], and the way back; the masks of the head on both grids; the
-    shading that results get, None for none."""
-
-    grid: CanonicalGrid
-    images: dict[str, torch.Tensor]
-    intensities: IntensityRange
-    mask: np.ndarray
-    native_mask: np.ndarray
-    shading: np.ndarray | None
 
 
 class _Made(NamedTuple):
@@ -177,40 +165,6 @@ def load_translator(package: ModelPackage, method: str) -> Translator:
     return _loaded[key]
 
 
-def _prepare(request: Request, multiple: int) -> _Prepared:
-    reference = request.reference
-    head = head_mask(reference.array)
-    grid = canonical_grid(reference, request.package.spacing, multiple, mask=head)
-    mask = to_canonical(replace(reference, array=head.astype(np.float32)), grid) > 0.5
-    images: dict[str, torch.Tensor] = {}
-    intensities = None
-    percentiles = request.package.metadata["percentiles"]
-    for modality, volume in request.sources.items():
-        if request.method == ZERO_SHOT:  # the others know how their sources look, see input_range
-            _check_anatomy(volume, head if volume is reference else head_mask(volume.array))
-        array = to_canonical(volume, grid)
-        image, found = normalise(array, *percentiles, native=volume.array)
-        if intensities is None or volume is reference:
-            intensities = found
-        if volume is not reference:
-            mask |= head_mask(array)
-        images[modality] = torch.from_numpy(image)[None, None]
-    mask = ndimage.binary_dilation(mask, iterations=_MASK_MARGIN)
-    native_mask = from_canonical(mask, grid).array > _INSIDE
-    shading = None
-    if request.shading and request.package.unshaded:
-        shading = shared_shading((image[0, 0].numpy() for image in images.values()), mask, grid.geometry.spacing)
-    return _Prepared(grid, images, intensities, mask, native_mask, shading)
-
-
-def _check_anatomy(volume: Volume, head: np.ndarray) -> None:
-    if neighbour_information(volume.array, head, volume.geometry.spacing) < _ANATOMY:
-        raise InputError(
-            f"'{volume.name}' shows no anatomy that could guide the method '{ZERO_SHOT}', as its head is constant or "
-            "noise; check that it is the volume you meant."
-        )
-
-
 @contextmanager
 def _within_memory(translator: Translator, grid: CanonicalGrid, device: torch.device) -> Iterator[None]:
     """Turn a lack of memory into an error of our own.
@@ -234,27 +188,82 @@ def _within_memory(translator: Translator, grid: CanonicalGrid, device: torch.de
         raise OutOfMemoryError(message) from error
 
 
+def _make(
+    request: Request,
+    translator: Translator,
+    prepared: Prepared,
+    device: torch.device,
+    run: Run,
+    notices: list[str],
+) -> tuple[dict[str, _Made], bool]:
+    """What is made of the head; and whether its brain is that of the brain alone."""
+    brain = _brain(request, translator, prepared, device, run, notices)
+    pieces = [prepared, *([brain] if brain else ())]
+    steps = _steps(request, translator)
+    passes = [steps * translator.passes(piece.grid.geometry.size) for piece in pieces]
+    run.expect(_samples(request, translator), passes, joint=translator.joint)
+    made = [_translate(request, translator, piece, device, run, notices) for piece in pieces]
+    if brain is None:
+        return made[0], False
+    return {target: _joined(made[0][target], made[1][target], prepared, brain) for target in request.targets}, True
+
+
+def _brain(
+    request: Request,
+    translator: Translator,
+    prepared: Prepared,
+    device: torch.device,
+    run: Run,
+    notices: list[str],
+) -> Brain | None:
+    """The brain, where it is to be made apart and is found in a head with its skull."""
+    if not (request.brain_apart and translator.brain_apart and request.package.has_segmenter):
+        return None
+    shown = [name for name, volume in request.sources.items() if volume is request.reference]
+    image = prepared.images[shown[0] if shown else next(iter(prepared.images))][0, 0].numpy()
+    geometry = prepared.grid.geometry
+    if not shows_skull(image, prepared.mask, math.prod(geometry.spacing)):
+        return None
+    with run.stage("find brain"):
+        segmenter = load_segmenter(request.package).to(device)
+        head = Volume(image, geometry, request.reference.name)
+        mask = find_brain(segmenter, head, prepared.mask, on_window=lambda share: run.go_on("find brain"))
+    if mask is None:
+        return None
+    notices.append(f"The brain of '{request.reference.name}' was found, and synthesized apart from its skull.")
+    return take_out(mask, request, prepared, translator.multiple)
+
+
+def _joined(head: _Made, inside: _Made, prepared: Prepared, brain: Brain) -> _Made:
+    """What was made of the brain alone, in what was made of the whole head, which gets the brightness of that brain."""
+    around = head.mean + 1
+    own = (inside.mean + 1) * np.float32(brain.intensities.top / prepared.intensities.top)
+    there, here = (float(np.median(image[brain.mask])) for image in (around[brain.box], own))
+    around *= np.clip(here / max(there, 1e-6), 1 / _MOST_UNLIKE, _MOST_UNLIKE)
+    around[brain.box] = np.where(brain.mask, own, around[brain.box])
+    return head._replace(mean=np.clip(around - 1, -1, BRIGHTEST))
+
+
 @torch.no_grad()  # not in inference mode, which takes gradients for guidance from a translator for good
 def _translate(
     request: Request,
     translator: Translator,
-    prepared: _Prepared,
+    piece: Prepared | Brain,
     device: torch.device,
     run: Run,
     notices: list[str],
 ) -> dict[str, _Made]:
     dtype = autocast_dtype(device)
     translator.to(device)
+    run.next_piece()
     steps, samples = _steps(request, translator), _samples(request, translator)
     if samples < request.samples:
         notices.append(f"The method '{request.method}' is deterministic here; one sample was made.")
-    passes = translator.passes(prepared.grid.geometry.size)
-    run.expect(samples, steps * passes, joint=translator.joint)
     made = {}
     condition = None
     with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
         with run.stage("encode"):
-            latents = translator.encode({name: image.to(device) for name, image in prepared.images.items()})
+            latents = translator.encode({name: image.to(device) for name, image in piece.images.items()})
         for target in request.targets:
             if condition is None or not translator.joint:
                 with run.stage("condition", target):
@@ -287,7 +296,7 @@ def _translate(
 
 
 def _to_native(
-    values: np.ndarray, what: str, request: Request, prepared: _Prepared, kept: tuple[str, float] | None = None
+    values: np.ndarray, what: str, request: Request, prepared: Prepared, kept: tuple[str, float] | None = None
 ) -> Volume:
     """From [-1, BRIGHTEST] on the canonical grid to the reference's units on its grid, shaded, with a share of a source
     in it where that is ``kept`` and there."""

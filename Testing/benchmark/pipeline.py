@@ -59,7 +59,14 @@ def synthesize(size: tuple[int, int, int], options: list[str]) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "phantom.nii"
         write_volume(phantom(size), source)
-        target = ["--target", "FLAIR", "--output-dir", folder, "--json"]
+        target = [
+            "--target",
+            "FLAIR",
+            "--output-dir",
+            folder,
+            "--whole-head",
+            "--json",
+        ]  # there is no brain in a phantom
         command = [*COMMAND, "synthesize", "--source", f"T1={source}", *target, *options]
         seconds, memory, text = run_process(command)
     events = [json.loads(line) for line in text.splitlines()]

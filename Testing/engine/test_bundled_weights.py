@@ -56,7 +56,7 @@ def test_the_segmenter_finds_what_is_surely_a_tissue_of_the_mni_t1(mni_t1, tissu
     labels = segment(mni_t1, PACKAGE, device="cpu").array
     for name, right in (("fluid", ["CSF"]), ("grey", ["grey matter", "deep grey matter"]), ("white", ["white matter"])):
         found = np.isin(labels[tissues[name]], [CLASSES.index(each) for each in right]).mean()
-        assert found > 0.8, name
+        assert found > 0.75, name
 
 
 def test_every_bundled_weights_file_is_at_most_16_mb():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from MissingModalitySynthLib import __version__, errors
+from MissingModalitySynthLib import __version__, errors, synthesis
 from MissingModalitySynthLib.cli import build_parser, main
 from MissingModalitySynthLib.errors import SynthesisError
 from MissingModalitySynthLib.model_package import load_package
@@ -120,6 +120,16 @@ def test_results_get_the_shading_of_their_source_unless_it_is_not_wanted(run, sc
         ended = run("synthesize", *options, "--output-dir", folder)
         said[words] = read_provenance(ended.out.strip())["shading"]
     assert said == {(): "of the sources", ("--no-shading",): "of the model"}
+
+
+@pytest.mark.parametrize("words, apart", [((), True), (("--whole-head",), False)])
+def test_the_brain_is_apart_unless_a_whole_head_is_wanted(run, scans, tmp_path, monkeypatch, words, apart):
+    asked, synthesize = [], synthesis.synthesize
+    monkeypatch.setattr(
+        synthesis, "synthesize", lambda request, *more: asked.append(request) or synthesize(request, *more)
+    )
+    run("synthesize", "--source", f"T1={scans.t1}", "--target", "T2", "--output-dir", tmp_path / "made", *words)
+    assert [request.brain_apart for request in asked] == [apart]
 
 
 def test_without_targets_all_that_the_package_makes_is_made_and_said(run, scans, tmp_path):

@@ -276,8 +276,8 @@ def test_the_regression_makes_all_targets_in_one_pass(head, package, monkeypatch
 
 def test_mean_and_deviation_are_those_of_the_samples_made_by_hand(head, package, monkeypatch):
     made, grids = [], []
-    original, prepare = synthesis.decode, synthesis._prepare
-    monkeypatch.setattr(synthesis, "_prepare", lambda *arguments: grids.append(prepare(*arguments)) or grids[-1])
+    original, prepare = synthesis.decode, synthesis.prepare
+    monkeypatch.setattr(synthesis, "prepare", lambda *arguments: grids.append(prepare(*arguments)) or grids[-1])
 
     def recording(*arguments):
         image = original(*arguments)

@@ -53,14 +53,14 @@ def test_the_regression_makes_further_targets_in_the_same_pass(micro):
 
 
 def test_overlapping_windows_take_longer_and_need_less_memory(micro, monkeypatch):
-    whole, small = cost(micro), Geometry((80, 80, 80))
-    whole_of_small = cost(micro, small)
-    configuration = {**micro.configuration("regression"), "window": 96}
+    windows, small = cost(micro), Geometry((80, 80, 80))
+    of_small = cost(micro, small)
+    configuration = {**micro.configuration("regression"), "window": None}
     monkeypatch.setattr(type(micro), "configuration", lambda package, method: configuration)
-    windows = cost(micro)
+    whole = cost(micro)
     assert whole.seconds < windows.seconds < 2.5 * whole.seconds
     assert windows.memory < whole.memory - 0.5e9
-    assert cost(micro, small) == whole_of_small  # which is one window
+    assert cost(micro, small) == of_small  # which is one window
 
 
 def test_guidance_and_its_steps_cost_time_and_memory(zero_shot_packages):

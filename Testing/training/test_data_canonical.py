@@ -10,10 +10,10 @@ import torch
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from MissingModalitySynthLib import synthesis
 from MissingModalitySynthLib.errors import GeometryError, InputError, OutputError
 from MissingModalitySynthLib.intensity import BRIGHTEST
 from MissingModalitySynthLib.model_package import load_package
+from MissingModalitySynthLib.preparation import prepare
 from MissingModalitySynthLib.request import Request, checked
 from MissingModalitySynthLib.volume import Geometry
 from MissingModalitySynthLib.volume_io import read_volume, write_volume
@@ -40,7 +40,7 @@ def subjects(data_set, said):
 def test_images_equal_what_the_engine_shows_its_networks(subjects, tiny_package):
     package = load_package(tiny_package)
     volumes = {name: read_volume(subjects[0].files[name]) for name in ("T1", "T2")}
-    prepared = synthesis._prepare(checked(Request(volumes, ["FLAIR"], package)), multiple=8)
+    prepared = prepare(checked(Request(volumes, ["FLAIR"], package)), multiple=8)
     loaded = load_subject(subjects[0], spacing=package.spacing, multiple=8)
     assert loaded.geometry.matches(prepared.grid.geometry)
     for name in volumes:

@@ -130,6 +130,12 @@ def test_the_card_says_how_much_of_a_t1ce_is_its_t1():
     assert "that T1 itself" not in write_card("T", **said)
 
 
+def test_the_card_says_that_brains_are_apart():
+    said = {"recipes": [SIMULATED], "stages": "", "evaluations": []}
+    assert "skull and face are worth little" in write_card("T", **said, brain_apart=True)
+    assert "skull" not in write_card("T", **said)
+
+
 def test_a_run_on_scans_without_its_splits_is_one_sentence(tmp_path):
     recipe = scanned(tmp_path, ["a"])
     (tmp_path / "splits.json").unlink()

@@ -260,6 +260,7 @@ def _stage(session: Session) -> str:
         START: _("Handing the volumes over") if info and info.torch else _("Loading PyTorch"),
         "load model": _("Loading the model"),
         "prepare": _("Preparing the volumes"),
+        "find brain": _("Finding the brain"),
         "encode": _("Encoding"),
         "condition": _("Conditioning"),
         "sample": _("Sampling"),

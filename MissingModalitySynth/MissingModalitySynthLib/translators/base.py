@@ -29,6 +29,7 @@ class Translator(nn.Module, ABC):
         mode: how the method samples, in words.
         iterative: whether the number of steps means anything.
         joint: whether a condition is the same for all targets, and what is made for the first of them is there for all.
+        brain_apart: whether a brain without its skull is known better than a whole head (see ``Request``).
         kept: by target, the source that is part of the result where it is there, and its share (see ``synthesis``).
         live_activations: how many activations of that width are there at once: the skips of the UNet's first level and
             a block's temporaries.
@@ -39,6 +40,7 @@ class Translator(nn.Module, ABC):
     default_steps: int
     iterative: bool
     joint = False
+    brain_apart = False
     kept: Mapping[str, tuple[str, float]] = {}
     live_activations = 12
 

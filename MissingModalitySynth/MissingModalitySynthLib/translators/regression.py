@@ -51,6 +51,7 @@ class RegressionTranslator(Translator):
         window: edge, in voxels of the latents, of the overlapping windows that larger images are translated in, a
             multiple of 16; None: at once. The group norms know crops from training, and means and variances of whole
             heads differ from theirs: a few weights then mistake one contrast for another. ValueError otherwise.
+        brain_apart: whether it knows a brain without its skull better than a whole head, having learned from few.
     """
 
     method = "regression"
@@ -69,6 +70,7 @@ class RegressionTranslator(Translator):
         mirrored: bool = False,
         t1_in_t1ce: float = 0.0,
         window: int | None = None,
+        brain_apart: bool = False,
     ) -> None:
         if not 0 <= t1_in_t1ce <= 1:
             raise ValueError(f"The share of the T1 in the T1ce must be from 0 to 1, not {t1_in_t1ce}.")
@@ -81,6 +83,7 @@ class RegressionTranslator(Translator):
         self.outlined = outlined
         self.mirrored = mirrored
         self.window = window
+        self.brain_apart = brain_apart
         self.kept = {"T1ce": ("T1", t1_in_t1ce)} if t1_in_t1ce else {}
         slots = len(modalities)
         self.unet = build_unet(slots * (stage.channels + 1), slots * stage.channels, **unet)

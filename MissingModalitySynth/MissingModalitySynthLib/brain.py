@@ -1,0 +1,94 @@
+"""The brain of a whole head, as a package's segmenter finds it, so that it can be synthesized apart from the skull.
+
+Networks that learned mostly from skull-stripped brains take the brain of a whole head for something else: its
+brightness is that of a head whose fat is the brightest, and what surrounds it they hardly know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from scipy import ndimage
+from torch import nn
+
+from .input_range import LARGEST_BRAIN
+from .segmentation import CLASSES, label
+from .volume import Volume
+
+_SMALLEST_BRAIN = 0.3  # litres, of an infant or of a slab; with less than that the segmenter has found none
+_ALL_BRAIN = 0.9  # share of the head; with more of it there is no skull to be left out
+_STEP = 2  # voxels: half the resolution is enough for a smooth outline
+_FOLD_MM = 8.0  # sulci and fissures narrower than twice this are filled, as in the masks of the training
+_EDGE_MM = 3.0  # beyond the tissue, which segmenters draw too thin at its edge
+_BRIDGES = (2, 3, 4, 5)  # voxels of half the resolution; half of what is cut of bridges to what looks like brain
+_USUAL_BRAIN = 1.7  # litres: what is larger may have face and neck on it, so that thicker bridges are cut
+
+
+def shows_skull(image: np.ndarray, head: np.ndarray, voxel_mm3: float) -> bool:
+    """Whether a head crop may show more than a brain: its background is no exact -1, or it is larger than a brain.
+
+    Args:
+        image: as the networks see it, see :func:`~.intensity.normalise`.
+        head: bool, of the same shape.
+    """
+    return not (image == -1).any() or head.sum() * voxel_mm3 > 1e6 * LARGEST_BRAIN
+
+
+def find_brain(
+    segmenter: nn.Module,
+    volume: Volume,
+    head: np.ndarray,
+    *,
+    on_window: Callable[[float], None] = lambda share: None,
+) -> np.ndarray | None:
+    """The brain in a head, with its sulci, its ventricles and some fluid around it, as masks of stripped brains have.
+
+    Args:
+        segmenter: see :func:`~.segmentation.label`.
+        volume: the head on a grid of about 1 mm, in any units.
+        head: bool, on the volume's grid.
+        on_window: called before each of the segmenter's windows with the share that is done.
+
+    Returns:
+        Bool on the volume's grid; None where no brain was found, or nothing but brain.
+    """
+    tissues = label(segmenter, volume, mask=head, on_window=on_window).array
+    coarse = (slice(None, None, _STEP),) * 3
+    solid = tissues[coarse] > CLASSES.index("CSF")
+    brain, litres = None, 0.0
+    for thickness in _BRIDGES:
+        part = _largest_part(solid, thickness)
+        if not part.any():
+            break
+        brain = _enlarged(_hull(part, _STEP * np.asarray(volume.geometry.spacing)), head.shape) & head
+        litres = brain.sum() * np.prod(volume.geometry.spacing) / 1e6
+        if litres < _USUAL_BRAIN:
+            break
+    return brain if litres > _SMALLEST_BRAIN and brain.sum() < _ALL_BRAIN * head.sum() else None
+
+
+def _largest_part(solid: np.ndarray, thickness: int) -> np.ndarray:
+    """The largest part of a mask once its bridges are cut, and its own thin folds; nothing where no part is left."""
+    parts, count = ndimage.label(ndimage.binary_opening(solid, iterations=thickness))
+    if not count:
+        return np.zeros_like(solid)
+    core = parts == np.bincount(parts.ravel())[1:].argmax() + 1
+    return solid & ndimage.binary_dilation(core, iterations=thickness - 1)
+
+
+def _hull(solid: np.ndarray, spacing: np.ndarray) -> np.ndarray:
+    """A mask with its folds and holes filled and ``_EDGE_MM`` around it; the spacing in mm."""
+    room = np.ceil(_FOLD_MM / spacing).astype(int) + 1  # the closing of a mask at the border must not wear it off
+    solid = np.pad(solid, [(n, n) for n in room])
+    grown = ndimage.distance_transform_edt(~solid, sampling=spacing) < _FOLD_MM
+    closed = ndimage.binary_fill_holes(ndimage.distance_transform_edt(grown, sampling=spacing) > _FOLD_MM - _EDGE_MM)
+    return closed[tuple(slice(n, -n) for n in room)]
+
+
+def _enlarged(coarse: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A mask of every ``_STEP``-th voxel on all of them, with a smooth edge."""
+    share = ndimage.affine_transform(
+        coarse.astype(np.float32), (1 / _STEP,) * 3, output_shape=shape, order=1, mode="nearest"
+    )
+    return share > 0.5

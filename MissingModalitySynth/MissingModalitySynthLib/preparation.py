@@ -1,0 +1,138 @@
+"""Sources as the networks see them: on one canonical grid, scaled, with what is needed for the way back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+from .canonical import CanonicalGrid, canonical_grid, from_canonical, to_canonical
+from .errors import InputError
+from .intensity import IntensityRange, head_mask, neighbour_information, normalise
+from .package_format import ZERO_SHOT
+from .request import Request
+from .shading import shared_shading
+from .volume import Geometry, Volume
+
+_INSIDE = 0.1  # share of the head in a voxel; below, splines only ring around it
+_ANATOMY = 0.01  # nats of neighbour_information; noise has below 0.005, a scan of SNR 5 has 0.02
+_MASK_MARGIN = 1  # voxels kept around the head, where the target may be brighter than the source
+_BRAIN_MARGIN_MM = 5.0  # around a brain that is taken out of its head, as around a head
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Sources on the canonical grid.
+
+    Attributes:
+        images: by modality: (1, 1, X, Y, Z) in [-1, 1].
+        intensities: of the reference, or where it is no source of the first one: what -1 and 1 stand for.
+        mask: the head on the canonical grid, with a margin.
+        native_mask: the same on the reference's grid.
+        shading: what results get, None for none.
+    """
+
+    grid: CanonicalGrid
+    images: dict[str, torch.Tensor]
+    intensities: IntensityRange
+    mask: np.ndarray
+    native_mask: np.ndarray
+    shading: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Brain:
+    """What a head's brain is when all around it is background.
+
+    Attributes:
+        grid: a part of the head's canonical grid.
+        box: that part, as slices of the head's arrays.
+        images, intensities: as of :class:`Prepared`.
+        mask: the brain, bool, on this grid.
+    """
+
+    grid: CanonicalGrid
+    box: tuple[slice, ...]
+    images: dict[str, torch.Tensor]
+    intensities: IntensityRange
+    mask: np.ndarray
+
+
+def prepare(request: Request, multiple: int) -> Prepared:
+    """The sources of a checked request.
+
+    Args:
+        multiple: every axis of the grid is a multiple of this many voxels.
+
+    Raises:
+        InputError: a source has no image in it; zero-shot synthesis: or no anatomy.
+    """
+    reference = request.reference
+    head = head_mask(reference.array)
+    grid = canonical_grid(reference, request.package.spacing, multiple, mask=head)
+    mask = to_canonical(replace(reference, array=head.astype(np.float32)), grid) > 0.5
+    images: dict[str, torch.Tensor] = {}
+    intensities = None
+    percentiles = request.package.metadata["percentiles"]
+    for modality, volume in request.sources.items():
+        if request.method == ZERO_SHOT:  # the others know how their sources look, see input_range
+            _check_anatomy(volume, head if volume is reference else head_mask(volume.array))
+        array = to_canonical(volume, grid)
+        image, found = normalise(array, *percentiles, native=volume.array)
+        if intensities is None or volume is reference:
+            intensities = found
+        if volume is not reference:
+            mask |= head_mask(array)
+        images[modality] = torch.from_numpy(image)[None, None]
+    mask = ndimage.binary_dilation(mask, iterations=_MASK_MARGIN)
+    native_mask = from_canonical(mask, grid).array > _INSIDE
+    shading = None
+    if request.shading and request.package.unshaded:
+        shading = shared_shading((image[0, 0].numpy() for image in images.values()), mask, grid.geometry.spacing)
+    return Prepared(grid, images, intensities, mask, native_mask, shading)
+
+
+def take_out(brain: np.ndarray, request: Request, prepared: Prepared, multiple: int) -> Brain:
+    """The brain of a prepared head as if its skull had been stripped: scaled by its own brightest tissue.
+
+    Args:
+        brain: bool, on the canonical grid; some of it is true.
+        multiple: every axis of the brain's grid is a multiple of this many voxels, as of the head's.
+    """
+    geometry = prepared.grid.geometry
+    box = tuple(
+        _side(np.flatnonzero(brain.any(axis=tuple({0, 1, 2} - {axis}))), brain.shape[axis], spacing, multiple)
+        for axis, spacing in enumerate(geometry.spacing)
+    )
+    start = [side.start for side in box]
+    size = [side.stop - side.start for side in box]
+    inner = Geometry(size, geometry.spacing, geometry.index_to_world(start), geometry.direction)
+    images, intensities = {}, None
+    for modality, volume in request.sources.items():
+        array = to_canonical(volume, prepared.grid)[box]
+        image, found = normalise(
+            np.where(brain[box], array, min(float(array.min()), 0.0)), *request.package.metadata["percentiles"]
+        )
+        if intensities is None or volume is request.reference:
+            intensities = found
+        images[modality] = torch.from_numpy(image)[None, None]
+    return Brain(CanonicalGrid(inner, prepared.grid.reference), box, images, intensities, brain[box])
+
+
+def _side(occupied: np.ndarray, size: int, spacing: float, multiple: int) -> slice:
+    """The voxels of one axis that show the brain and its margin: a multiple of so many, among ``size``."""
+    margin = int(np.ceil(_BRAIN_MARGIN_MM / spacing))
+    low, high = int(occupied[0]) - margin, int(occupied[-1]) + 1 + margin
+    length = min(-(-(high - low) // multiple) * multiple, size)
+    start = min(max((low + high - length) // 2, 0), size - length)
+    return slice(start, start + length)
+
+
+def _check_anatomy(volume: Volume, head: np.ndarray) -> None:
+    if neighbour_information(volume.array, head, volume.geometry.spacing) < _ANATOMY:
+        raise InputError(
+            f"'{volume.name}' shows no anatomy that could guide the method '{ZERO_SHOT}', as its head is constant or "
+            "noise; check that it is the volume you meant."
+        )
