@@ -173,6 +173,15 @@ def test_each_window_is_announced_before_it_is_translated(size, mirrored):
     assert translated == list(range(1, count + 1))
 
 
+def test_windows_of_unlike_brightness_leave_no_seam():
+    windowed, levels = build("regression", first_stage={"kind": "haar", "levels": 0}, window=96), iter((0.0, 1.0))
+    windowed.unet.register_forward_hook(lambda unet, inputs, made: torch.full_like(made, next(levels)))
+    profile = translate(windowed, images("T1", size=(168, 16, 16)), "T2")[0, 0, :, 8, 8]
+    profile = (profile - profile.min()) / (profile.max() - profile.min())
+    assert profile[0] == 0 and profile[-1] == 1
+    assert 0 <= profile.diff().min() and profile.diff().max() < 0.1
+
+
 def test_windows_need_less_memory():
     whole, windowed = (build("regression", window=window) for window in (None, 32))
     assert windowed.working_bytes(192**3, 2) < whole.working_bytes(192**3, 2) / 1.5

@@ -19,6 +19,7 @@ from .base import Translator
 _LARGEST_BLOCK = 16  # voxels that are one at the UNet's last level, along each axis
 _LEFT_RIGHT = 2  # axis of images and latents, R
 _WINDOW_OVERLAP = 0.25  # of the windows' edge
+_WINDOW_SPREAD = 0.2  # SD of their weights, of that edge: with less a seam shows, with more the end of a window does
 _SAME = 1e-3  # difference of whitened latents, below which they are of the same image
 
 
@@ -121,7 +122,9 @@ class RegressionTranslator(Translator):
         edges = self._edges(inputs.shape[2:])
         if edges == list(inputs.shape[2:]):
             return self._by_name(predict(inputs))
-        made = sliding_window_inference(inputs, edges, 1, predict, overlap=_WINDOW_OVERLAP, mode="gaussian")
+        made = sliding_window_inference(
+            inputs, edges, 1, predict, overlap=_WINDOW_OVERLAP, mode="gaussian", sigma_scale=_WINDOW_SPREAD
+        )
         return self._by_name(made)
 
     def passes(self, size: Sequence[int]) -> int:
