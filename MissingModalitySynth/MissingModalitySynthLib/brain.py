@@ -1,4 +1,4 @@
-"""The brain of a whole head, as a package's segmenter finds it, so that it can be synthesized apart from the skull.
+"""Brain extraction: the brain of a whole head by a package's segmenter, so that it is synthesized without its skull.
 
 Networks that learned mostly from skull-stripped brains take the brain of a whole head for something else: its
 brightness is that of a head whose fat is the brightest, and what surrounds it they hardly know.

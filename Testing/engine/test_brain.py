@@ -21,6 +21,7 @@ from MissingModalitySynthLib.segmentation import CLASSES
 from MissingModalitySynthLib.synthesis import synthesize
 from MissingModalitySynthLib.translators.regression import RegressionTranslator
 from MissingModalitySynthLib.volume import Geometry, Volume
+from Testing.conftest import METADATA as TINY
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -34,25 +35,7 @@ REGRESSION = {
     "outlined": True,
     "brain_apart": True,
 }
-METADATA = {
-    "version": "0.1.0",
-    "changelog": {"0.1.0": "first"},
-    "name": "Random",
-    "task": "tests",
-    "description": "Random weights.",
-    "authors": "The makers",
-    "copyright": "The makers",
-    "license": "Apache-2.0",
-    "intended_use": "Tests only.",
-    "data_source": "Random numbers.",
-    "network_data_format": {"inputs": {}, "outputs": {}},
-    "sources": MODALITIES,
-    "targets": MODALITIES,
-    "spacing_mm": [2, 2, 2],
-    "intensity_range": [-1, 1],
-    "percentiles": [0.5, 99.5],
-    "segmenter": {"classes": list(CLASSES)},
-}
+METADATA = TINY | {"sources": MODALITIES, "targets": MODALITIES, "segmenter": {"classes": list(CLASSES)}}
 
 
 class ByBrightness(nn.Module):
@@ -166,13 +149,9 @@ def made(volume, package, **options):
     return synthesize(Request({"T1": volume}, ["T2"], package, device="cpu", shading=False, **options))
 
 
-def deep(anatomy):
-    return distance() < 0.75
-
-
 def test_what_lies_around_a_brain_does_not_change_what_is_made_of_it(head, anatomy, package, found):
     brighter = replace(head, array=np.where(head.array >= 0.9 * SCALP, 1.5 * head.array, head.array))
-    inside = deep(anatomy)
+    inside = distance() < 0.75  # far from the brain's edge
     apart, apart_brighter = (made(each, package).volumes["T2"].array for each in (head, brighter))
     whole, whole_brighter = (made(each, package, brain_apart=False).volumes["T2"].array for each in (head, brighter))
     assert np.abs(apart - apart_brighter)[inside].mean() < 1e-3 * TISSUE  # resampling mixes the edges

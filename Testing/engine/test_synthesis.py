@@ -21,6 +21,7 @@ from MissingModalitySynthLib.synthesis import synthesize
 from MissingModalitySynthLib.translators import METHODS
 from MissingModalitySynthLib.translators.base import Translator
 from MissingModalitySynthLib.volume import Geometry, Volume
+from Testing.conftest import METADATA as TINY
 
 MODALITIES = ["T1", "T2", "FLAIR"]
 UNET = {
@@ -32,24 +33,7 @@ UNET = {
 }
 COMMON = {"modalities": MODALITIES, "first_stage": {"kind": "haar"}}
 ALDM = COMMON | {"spade": {"stem": 8, "residual": [8], "spade": [8], "hidden": 4}, "denoiser": UNET, "sigma": 0.5}
-METADATA = {
-    "version": "0.1.0",
-    "changelog": {"0.1.0": "first"},
-    "name": "Random",
-    "task": "tests",
-    "description": "Random weights.",
-    "authors": "The makers",
-    "copyright": "The makers",
-    "license": "Apache-2.0",
-    "intended_use": "Tests only.",
-    "data_source": "Random numbers.",
-    "network_data_format": {"inputs": {}, "outputs": {}},
-    "sources": MODALITIES,
-    "targets": MODALITIES,
-    "spacing_mm": [3, 3, 3],
-    "intensity_range": [-1, 1],
-    "percentiles": [0.5, 99.5],
-}
+METADATA = TINY | {"name": "Random", "sources": MODALITIES, "targets": MODALITIES, "spacing_mm": [3, 3, 3]}
 
 
 def random_weights(method, configuration):
@@ -358,7 +342,7 @@ def test_provenance_is_complete_and_plain_data(head, package):
         "samples": 2,
         "seed": 9,
         "package": "random",
-        "package_version": "0.1.0",
+        "package_version": METADATA["version"],
         "package_sha256": package.digest,
         "device": "cpu",
     }

@@ -34,9 +34,7 @@ _GUIDANCE_BYTES_PER_VOXEL = 24  # and bin: weights of two images and their gradi
 _ARRAYS_OF_A_VOLUME = 6  # native and canonical, with mask and temporaries
 _PROCESS_BYTES = 500e6  # Python with torch
 _WINDOWS_WORK = 1.5  # of overlapping windows: 2.2 times as many voxels, which small images take less time for
-_WINDOWS_BYTES = (
-    110  # per voxel of the whole image that is made in windows: what goes in and what comes out; as measured
-)
+_WINDOWS_BYTES = 110  # per voxel of an image made in windows, of what goes in and what comes out; as measured
 STARTING_SECONDS = 6.0  # until a new worker has loaded torch and the model
 _TRUST = 0.5  # weight of the newest run against the ones before
 
