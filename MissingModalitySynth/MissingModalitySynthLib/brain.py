@@ -20,9 +20,9 @@ _SMALLEST_BRAIN = 0.3  # litres, of an infant or of a slab; with less than that 
 _ALL_BRAIN = 0.9  # share of the head; with more of it there is no skull to be left out
 _STEP = 2  # voxels: half the resolution is enough for a smooth outline
 _FOLD_MM = 8.0  # sulci and fissures narrower than twice this are filled, as in the masks of the training
-_EDGE_MM = 3.0  # beyond the tissue, which segmenters draw too thin at its edge
+_EDGE_MM = 5.0  # beyond the tissue; too much around a brain costs less than too little of it
 _BRIDGES = (2, 3, 4, 5)  # voxels of half the resolution; half of what is cut of bridges to what looks like brain
-_USUAL_BRAIN = 1.7  # litres: what is larger may have face and neck on it, so that thicker bridges are cut
+_USUAL_BRAIN = 2.0  # litres with what is around the tissue; more may have face and neck on it: thicker bridges are cut
 
 
 def shows_skull(image: np.ndarray, head: np.ndarray, voxel_mm3: float) -> bool:
@@ -41,7 +41,7 @@ def find_brain(
     head: np.ndarray,
     *,
     on_window: Callable[[float], None] = lambda share: None,
-) -> np.ndarray | None:
+) -> np.ndarray:
     """The brain in a head, with its sulci, its ventricles and some fluid around it, as masks of stripped brains have.
 
     Args:
@@ -51,12 +51,12 @@ def find_brain(
         on_window: called before each of the segmenter's windows with the share that is done.
 
     Returns:
-        Bool on the volume's grid; None where no brain was found, or nothing but brain.
+        Bool on the volume's grid: nothing where no brain was found, all of the head where there is no skull.
     """
     tissues = label(segmenter, volume, mask=head, on_window=on_window).array
     coarse = (slice(None, None, _STEP),) * 3
     solid = tissues[coarse] > CLASSES.index("CSF")
-    brain, litres = None, 0.0
+    brain, litres = np.zeros_like(head), 0.0
     for thickness in _BRIDGES:
         part = _largest_part(solid, thickness)
         if not part.any():
@@ -65,7 +65,9 @@ def find_brain(
         litres = brain.sum() * np.prod(volume.geometry.spacing) / 1e6
         if litres < _USUAL_BRAIN:
             break
-    return brain if litres > _SMALLEST_BRAIN and brain.sum() < _ALL_BRAIN * head.sum() else None
+    if litres < _SMALLEST_BRAIN:
+        return np.zeros_like(head)
+    return brain if brain.sum() < _ALL_BRAIN * head.sum() else head
 
 
 def _largest_part(solid: np.ndarray, thickness: int) -> np.ndarray:

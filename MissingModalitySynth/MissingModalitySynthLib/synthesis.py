@@ -228,7 +228,10 @@ def _brain(
         segmenter = load_segmenter(request.package).to(device)
         head = Volume(image, geometry, request.reference.name)
         mask = find_brain(segmenter, head, prepared.mask, on_window=lambda share: run.go_on("find brain"))
-    if mask is None:
+    if not mask.any():
+        notices.append(f"No brain was found in '{request.reference.name}', so it was synthesized with all around it.")
+        return None
+    if np.array_equal(mask, prepared.mask):
         return None
     notices.append(f"The brain of '{request.reference.name}' was found, and synthesized apart from its skull.")
     return take_out(mask, request, prepared, translator.multiple)
