@@ -23,13 +23,15 @@ INTENDED_USE = (
     "diagnosis: a synthetic image shows what the model expects, not what was measured."
 )
 LIMITS = """\
-- Pathology that the training did not know is not to be trusted: it may vanish, or appear where there is none.
+- Pathology is not to be trusted: it may be fainter than in a scan, vanish, or appear where there is none, above all
+  such as the training did not know.
 - Trained for adult brains, at 1 mm. Other ages, body parts, implants and strong artefacts are outside of what it knows.
 - T1ce: uptake of contrast agent cannot be known from images without it. What looks like enhancement is a guess."""
 SIMULATION_LIMITS = """\
 - Fat, bone and face are drawn roughly by the simulator; only the brain was modelled with care.
 - Its pathology is white-matter lesions, gliomas with oedema and infarcts of simple shapes. Haemorrhage, calcification,
-  abscesses, malformations and what surgery leaves are not among it."""
+  abscesses, malformations and what surgery leaves are not among it. Oedema and tumours of a T1 are faint in the FLAIR
+  that is made of it, even those that it shows well; large oedema of a T2 is too dark there."""
 ZERO_SHOT_LIMITS = """\
 - Zero-shot synthesis (`midiffusion`) tells tissues by their shape and place, and by what is as bright as they are: of
   two that look alike in the source it guesses, and pathology that changes no shape is lost."""

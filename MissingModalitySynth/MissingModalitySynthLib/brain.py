@@ -16,7 +16,8 @@ from .input_range import LARGEST_BRAIN
 from .segmentation import CLASSES, label
 from .volume import Volume
 
-_SMALLEST_BRAIN = 0.3  # litres, of an infant or of a slab; with less than that the segmenter has found none
+_SMALLEST_BRAIN = 0.3  # litres, of an infant; with less than that the segmenter has found none
+_SMALLEST_EXTENT_MM = 60.0  # along each axis, for the same; of a slab what is called brain may as well be neck
 _ALL_BRAIN = 0.9  # share of the head; with more of it there is no skull to be left out
 _STEP = 2  # voxels: half the resolution is enough for a smooth outline
 _FOLD_MM = 8.0  # sulci and fissures narrower than twice this are filled, as in the masks of the training
@@ -51,23 +52,29 @@ def find_brain(
         on_window: called before each of the segmenter's windows with the share that is done.
 
     Returns:
-        Bool on the volume's grid: nothing where no brain was found, all of the head where there is no skull.
+        Bool on the volume's grid: nothing where no whole brain was found, all of the head where there is no skull.
     """
     tissues = label(segmenter, volume, mask=head, on_window=on_window).array
     coarse = (slice(None, None, _STEP),) * 3
     solid = tissues[coarse] > CLASSES.index("CSF")
-    brain, litres = np.zeros_like(head), 0.0
+    spacing = np.asarray(volume.geometry.spacing)
+    brain = np.zeros_like(head)
     for thickness in _BRIDGES:
         part = _largest_part(solid, thickness)
-        if not part.any():
+        if not _may_be_brain(part, _STEP * spacing):
             break
-        brain = _enlarged(_hull(part, _STEP * np.asarray(volume.geometry.spacing)), head.shape) & head
-        litres = brain.sum() * np.prod(volume.geometry.spacing) / 1e6
-        if litres < _USUAL_BRAIN:
+        brain = _enlarged(_hull(part, _STEP * spacing), head.shape) & head
+        if brain.sum() * np.prod(spacing) < 1e6 * _USUAL_BRAIN:
             break
-    if litres < _SMALLEST_BRAIN:
-        return np.zeros_like(head)
     return brain if brain.sum() < _ALL_BRAIN * head.sum() else head
+
+
+def _may_be_brain(part: np.ndarray, spacing: np.ndarray) -> bool:
+    """Whether a mask is large enough for the tissue of a whole brain; the spacing in mm."""
+    if part.sum() * np.prod(spacing) < 1e6 * _SMALLEST_BRAIN:
+        return False
+    extents = np.ptp(np.argwhere(part), axis=0) * spacing
+    return bool((extents >= _SMALLEST_EXTENT_MM).all())
 
 
 def _largest_part(solid: np.ndarray, thickness: int) -> np.ndarray:

@@ -93,14 +93,14 @@ def synthesize(
     notices += warnings
     try:
         with _within_memory(translator, prepared.grid, device):
-            made, apart = _make(request, translator, prepared, device, run, notices)
+            made, whereabouts = _make(request, translator, prepared, device, run, notices)
     except OutOfMemoryError:
         if device == CPU:
             raise
         notices.append(f"The memory of {device} does not suffice; computed on the CPU instead.")
         device = CPU
         with _within_memory(translator, prepared.grid, device):
-            made, apart = _make(request, translator, prepared, device, run, notices)
+            made, whereabouts = _make(request, translator, prepared, device, run, notices)
 
     if "T1ce" in request.targets:
         notices.append("T1ce: the sources do not show the uptake of contrast agent; enhancement, or none, is a guess.")
@@ -119,8 +119,8 @@ def synthesize(
     for target, record in provenance.items():
         if warnings:
             record["warnings"] = warnings
-        if apart:
-            record["brain"] = "apart from the skull"
+        if whereabouts:
+            record["brain"] = whereabouts
         if made[target].diverged is not None:
             record["diverged_at_step"] = made[target].diverged
     return Result(
@@ -195,17 +195,18 @@ def _make(
     device: torch.device,
     run: Run,
     notices: list[str],
-) -> tuple[dict[str, _Made], bool]:
-    """What is made of the head; and whether its brain is that of the brain alone."""
-    brain = _brain(request, translator, prepared, device, run, notices)
+) -> tuple[dict[str, _Made], str]:
+    """What is made of the head; and what is to be said of its brain, if anything."""
+    brain, whereabouts = _brain(request, translator, prepared, device, run, notices)
     pieces = [prepared, *([brain] if brain else ())]
     steps = _steps(request, translator)
     passes = [steps * translator.passes(piece.grid.geometry.size) for piece in pieces]
     run.expect(_samples(request, translator), passes, joint=translator.joint)
     made = [_translate(request, translator, piece, device, run, notices) for piece in pieces]
     if brain is None:
-        return made[0], False
-    return {target: _joined(made[0][target], made[1][target], prepared, brain) for target in request.targets}, True
+        return made[0], whereabouts
+    joined = {target: _joined(made[0][target], made[1][target], prepared, brain) for target in request.targets}
+    return joined, whereabouts
 
 
 def _brain(
@@ -215,26 +216,28 @@ def _brain(
     device: torch.device,
     run: Run,
     notices: list[str],
-) -> Brain | None:
-    """The brain, where it is to be made apart and is found in a head with its skull."""
+) -> tuple[Brain | None, str]:
+    """The brain, where it is to be made apart and is found in a head with its skull; and where it was searched for,
+    what came of that."""
     if not (request.brain_apart and translator.brain_apart and request.package.has_segmenter):
-        return None
+        return None, ""
     shown = [name for name, volume in request.sources.items() if volume is request.reference]
     image = prepared.images[shown[0] if shown else next(iter(prepared.images))][0, 0].numpy()
     geometry = prepared.grid.geometry
     if not shows_skull(image, prepared.mask, math.prod(geometry.spacing)):
-        return None
+        return None, ""
     with run.stage("find brain"):
         segmenter = load_segmenter(request.package).to(device)
         head = Volume(image, geometry, request.reference.name)
         mask = find_brain(segmenter, head, prepared.mask, on_window=lambda share: run.go_on("find brain"))
     if not mask.any():
-        notices.append(f"No brain was found in '{request.reference.name}', so it was synthesized with all around it.")
-        return None
+        name = request.reference.name
+        notices.append(f"No whole brain was found in '{name}', so all that it shows was synthesized in one.")
+        return None, "not found"
     if np.array_equal(mask, prepared.mask):
-        return None
+        return None, "without a skull"
     notices.append(f"The brain of '{request.reference.name}' was found, and synthesized apart from its skull.")
-    return take_out(mask, request, prepared, translator.multiple)
+    return take_out(mask, request, prepared, translator.multiple), "apart from the skull"
 
 
 def _joined(head: _Made, inside: _Made, prepared: Prepared, brain: Brain) -> _Made:

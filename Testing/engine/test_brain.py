@@ -110,6 +110,23 @@ def test_a_speck_is_no_brain(head, anatomy):
     assert not find_brain(ByBrightness(), replace(head, array=image), head_mask(head.array)).any()
 
 
+@pytest.mark.parametrize("axis", range(3))
+def test_of_a_slab_no_brain_is_found_for_it_may_be_neck(head, axis):
+    slab = np.moveaxis(np.moveaxis(head.array, axis, 0)[44:80], 0, axis)  # 54 mm, more than half a litre of tissue
+    volume = Volume(np.ascontiguousarray(slab), Geometry(slab.shape, (1.5, 1.5, 1.5)), "slab")
+    assert not find_brain(ByBrightness(), volume, head_mask(volume.array)).any()
+
+
+def test_a_cut_that_leaves_too_little_is_not_made():
+    """A crust of tissue around more than a brain: all but a knot of it is thinner than what the thicker cuts spare."""
+    radius = distance(radii=(50, 50, 50))
+    crust = (radius > 0.84) & (radius < 1.04)
+    tissue = crust | (distance((64, 64, 22), (12, 12, 12)) < 1)
+    image = np.where(tissue, TISSUE, SCALP * (radius < 1.2)).astype(np.float32)
+    volume = Volume(image, Geometry(image.shape, (1.8, 1.8, 1.8)), "crust")
+    assert find_brain(ByBrightness(), volume, head_mask(image))[crust].mean() > 0.9
+
+
 def test_a_skull_shows_by_its_air_or_its_size(head, anatomy):
     brain = anatomy[1]
     stripped = np.where(brain, 0.5, -1.0)
@@ -204,21 +221,27 @@ def test_stripped_brains_and_packages_that_know_heads_are_not_searched(head, ana
 
 
 @pytest.mark.parametrize(
-    ("find", "notices"),
+    ("find", "notices", "whereabouts"),
     [
-        (np.zeros_like, ("No brain was found in 'head', so it was synthesized with all around it.",)),
-        (np.copy, ()),
+        (
+            np.zeros_like,
+            ("No whole brain was found in 'head', so all that it shows was synthesized in one.",),
+            "not found",
+        ),
+        (np.copy, (), "without a skull"),
     ],
     ids=["no brain", "nothing but brain"],
 )
-def test_a_head_is_made_in_one_where_there_is_no_brain_or_no_skull(head, package, monkeypatch, find, notices):
+def test_a_head_is_made_in_one_where_there_is_no_brain_or_no_skull(
+    head, package, monkeypatch, find, notices, whereabouts
+):
     monkeypatch.setattr(synthesis, "find_brain", lambda segmenter, volume, mask, on_window: find(mask))
     result = made(head, package)
     assert result.notices == notices
     np.testing.assert_array_equal(
         result.volumes["T2"].array, made(head, package, brain_apart=False).volumes["T2"].array
     )
-    assert "brain" not in result.provenance["T2"]
+    assert result.provenance["T2"]["brain"] == whereabouts
 
 
 def test_both_pieces_are_announced_and_a_run_stops_within_the_search(head, package, found):

@@ -91,10 +91,10 @@ def to_csv(records: Sequence[Record]) -> str:
 
 
 def main_table(records: Sequence[Record]) -> str:
-    """The pairs of ``MAIN_PAIRS``, all pairs where none of them is there; T1ce of gliomas alone if there are any."""
+    """Every pair, those of ``MAIN_PAIRS`` first; T1ce of gliomas alone if there are any."""
     methods = [COPY, ORACLE, *methods_of(records)]
     lines = []
-    for pair in _main(records):
+    for pair in _main_first(records):
         chosen = [row for row in records if row["target"] == pair[1] and row["sources"] == pair[0]]
         if gliomas := pair[1] == "T1ce" and [row for row in chosen if is_glioma(row["subject"])]:
             chosen = gliomas
@@ -110,7 +110,7 @@ def subject_table(records: Sequence[Record], method: str) -> str:
     rows = {(row["sources"], row["target"], row["subject"]): row for row in records if row["method"] == method}
     subjects = list(dict.fromkeys(name for *_, name in rows))
     lines = []
-    for pair in _main(records):
+    for pair in _main_first(records):
         found = [summarise([row]) if (row := rows.get((*pair, name))) else [None] for name in subjects]
         lines.append([_arrow(pair), *(_pair_cell(each[0]) for each in found)])
     return table([method, *subjects], lines)
@@ -282,9 +282,9 @@ def _grouped(
     return groups
 
 
-def _main(records: Sequence[Record]) -> list[tuple[str, str]]:
+def _main_first(records: Sequence[Record]) -> list[tuple[str, str]]:
     there = _pairs(records)
-    return [pair for pair in MAIN_PAIRS if pair in there] or there
+    return [pair for pair in MAIN_PAIRS if pair in there] + [pair for pair in there if pair not in MAIN_PAIRS]
 
 
 def _pair_of(row: Record) -> tuple[str, str]:
