@@ -106,6 +106,16 @@ def test_plain_folders_are_subjects_and_contrasts_are_guessed(tmp_path, said):
     assert "layout folders, 2 subjects" in said.lines[0]
 
 
+def test_linked_folders_are_followed_once_and_not_in_circles(tmp_path, said):
+    touch(tmp_path, "archive/anna/t1.nii.gz", "archive/anna/flair.nii.gz", "archive/bert/t1.nii.gz")
+    (tmp_path / "chosen").mkdir()
+    for name in ("anna", "anna-again"):
+        (tmp_path / "chosen" / name).symlink_to(tmp_path / "archive/anna", target_is_directory=True)
+    (tmp_path / "archive/anna/up").symlink_to(tmp_path / "chosen", target_is_directory=True)
+    (found,) = find_subjects(tmp_path / "chosen", report=said.report)
+    assert (found.name, set(found.files)) == ("anna", {"T1", "FLAIR"})
+
+
 def test_csv_names_columns_by_any_alias_and_paths_from_its_own_folder(tmp_path, said):
     table = tmp_path / "table.csv"
     table.write_text(

@@ -7,9 +7,10 @@ engine's ``guess_modality`` tells for all of them.
 from __future__ import annotations
 
 import csv
+import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from MissingModalitySynthLib.errors import InputError
@@ -136,7 +137,7 @@ def read_table(path: Path) -> list[Subject]:
 
 def _in_layout(folder: Path, layout: str) -> tuple[str, dict[str, list[Path]]]:
     """The layout and, by subject, the files that count; of the layouts that explain as many, the most specific."""
-    relative = [path.relative_to(folder) for path in folder.rglob("*") if file_format(path) and path.is_file()]
+    relative = [path.relative_to(folder) for path in _files(folder) if file_format(path)]
     # "._name" are macOS' resource forks, not images
     images = sorted(path for path in relative if not any(part.startswith(".") for part in path.parts) and _role(path))
     best: tuple[str, dict[str, list[Path]]] = ("", {})
@@ -152,6 +153,16 @@ def _in_layout(folder: Path, layout: str) -> tuple[str, dict[str, list[Path]]]:
         sought = "; ".join(f"{name}: {what}" for name, (_, what) in _RULES.items() if layout in ("auto", name))
         raise InputError(f"No subjects were found in '{folder}'; looked for {sought}.")
     return best
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """All files below a folder, also of folders that are linked to; each such folder once, as links may be circular."""
+    seen = {folder.resolve()}
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        inside = {(Path(parent) / name).resolve(): name for name in sorted(folders, reverse=True)}
+        folders[:] = [name for path, name in inside.items() if path not in seen]
+        seen |= inside.keys()
+        yield from (path for name in names if (path := Path(parent) / name).is_file())
 
 
 def _role(path: Path) -> str | None:
