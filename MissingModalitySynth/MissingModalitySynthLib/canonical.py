@@ -95,6 +95,16 @@ def to_canonical(volume: Volume, grid: CanonicalGrid) -> np.ndarray:
     return resample_to(volume, grid.geometry).array
 
 
+def mask_to_canonical(mask: np.ndarray, geometry: Geometry, grid: CanonicalGrid) -> np.ndarray:
+    """Bring a mask on any grid of the same patient frame onto the canonical grid.
+
+    Returns:
+        bool array [i, j, k] of the canonical grid's size; false outside the mask's grid, also where all of its border
+        is true, as in a slab.
+    """
+    return resample_to(Volume(mask.astype(np.float32), geometry), grid.geometry, background=0.0).array > 0.5
+
+
 def from_canonical(array: np.ndarray, grid: CanonicalGrid, reference_geometry: Geometry | None = None) -> Volume:
     """Bring a canonical array back to the reference's grid.
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from scipy import ndimage
 
-from .canonical import CanonicalGrid, canonical_grid, from_canonical, to_canonical
+from .canonical import CanonicalGrid, canonical_grid, from_canonical, mask_to_canonical, to_canonical
 from .errors import InputError
 from .intensity import IntensityRange, head_mask, neighbour_information, normalise
 from .package_format import ZERO_SHOT
@@ -72,7 +72,7 @@ def prepare(request: Request, multiple: int) -> Prepared:
     reference = request.reference
     head = head_mask(reference.array)
     grid = canonical_grid(reference, request.package.spacing, multiple, mask=head)
-    mask = to_canonical(replace(reference, array=head.astype(np.float32)), grid) > 0.5
+    mask = mask_to_canonical(head, reference.geometry, grid)
     images: dict[str, torch.Tensor] = {}
     intensities = None
     percentiles = request.package.metadata["percentiles"]

@@ -10,6 +10,7 @@ from MissingModalitySynthLib.canonical import (
     canonical_grid,
     check_overlap,
     from_canonical,
+    mask_to_canonical,
     resample_to,
     to_canonical,
 )
@@ -186,6 +187,19 @@ def test_outside_the_volume_lies_its_background(smooth_head, background):
     around = resample_to(stripped, field_of_view(110, (1.3, 1.3, 1.3)))
     corner = around.array[:8, :8, :8]
     np.testing.assert_array_equal(corner, background)
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.9, 1.1, 1.3)], ids=["copied", "interpolated"])
+def test_a_mask_that_reaches_all_borders_ends_there(spacing):
+    geometry = Geometry((20, 24, 17), spacing)
+    mask = np.ones(geometry.size, bool)
+    grid = canonical_grid(Volume(mask.astype(np.float32), geometry), (1.0, 1.0, 1.0), 32, mask=mask)
+    found = mask_to_canonical(mask, geometry, grid)
+    index = np.moveaxis(np.indices(found.shape), 0, -1)
+    beyond = np.abs(geometry.world_to_index(grid.geometry.index_to_world(index)) - (np.asarray(geometry.size) - 1) / 2)
+    beyond = (beyond - np.asarray(geometry.size) / 2).max(axis=-1)  # voxels outside of the outer edge
+    assert found[beyond < -0.5].all() and not found[beyond > 0.5].any()
+    assert 0.8 < found.sum() / (mask.sum() * np.prod(spacing)) < 1.2
 
 
 def test_a_large_field_of_view_costs_only_the_head_in_it(smooth_head):

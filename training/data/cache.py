@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from MissingModalitySynthLib import __version__
-from MissingModalitySynthLib.canonical import canonical_grid, check_overlap, to_canonical
+from MissingModalitySynthLib.canonical import canonical_grid, check_overlap, mask_to_canonical, to_canonical
 from MissingModalitySynthLib.errors import InputError, OutputError
 from MissingModalitySynthLib.intensity import BRIGHTEST, head_mask, normalise
 from MissingModalitySynthLib.volume import Geometry, Volume
@@ -100,7 +100,7 @@ def _prepare(
     check_overlap([volume for volume in volumes.values() if volume is not reference], reference)
     head = head_mask(reference.array)
     grid = canonical_grid(reference, spacing, multiple, mask=head)
-    mask = to_canonical(replace(reference, array=head.astype(np.float32)), grid) > 0.5
+    mask = mask_to_canonical(head, reference.geometry, grid)
     images = {}
     for name, volume in volumes.items():
         array = to_canonical(volume, grid)
