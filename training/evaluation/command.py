@@ -151,7 +151,10 @@ def _cases(
     if options.subjects is None and not data["real"]:
         if options.brain or any("=" in name for name in options.package or ()):
             raise InputError("Simulated heads are no subjects that --brain or --package could name: give --subjects.")
-        words = f"simulated heads (seed {configuration['seed']}), new ones of the recipe's anatomies"
+        stripped = {0: " with their skulls", 1: ", all skull-stripped"}.get(
+            data["skull_strip"], ", some skull-stripped"
+        )
+        words = f"simulated heads{stripped} (seed {configuration['seed']}), new ones of the recipe's anatomies"
         return simulated_cases(configuration, options.cases), options.cases, words
     if options.subjects is not None:
         found = find_subjects(options.subjects, data["layout"], report=_say)
