@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +28,7 @@ class Prepared:
     """Sources on the canonical grid.
 
     Attributes:
+        arrays: by modality: (X, Y, Z) float32 in the volume's units.
         images: by modality: (1, 1, X, Y, Z) in [-1, 1].
         intensities: of the reference, or where it is no source of the first one: what -1 and 1 stand for.
         mask: the head on the canonical grid, with a margin.
@@ -35,6 +37,7 @@ class Prepared:
     """
 
     grid: CanonicalGrid
+    arrays: dict[str, np.ndarray]
     images: dict[str, torch.Tensor]
     intensities: IntensityRange
     mask: np.ndarray
@@ -73,25 +76,21 @@ def prepare(request: Request, multiple: int) -> Prepared:
     head = head_mask(reference.array)
     grid = canonical_grid(reference, request.package.spacing, multiple, mask=head)
     mask = mask_to_canonical(head, reference.geometry, grid)
-    images: dict[str, torch.Tensor] = {}
-    intensities = None
-    percentiles = request.package.metadata["percentiles"]
+    arrays = {modality: to_canonical(volume, grid) for modality, volume in request.sources.items()}
     for modality, volume in request.sources.items():
         if request.method == ZERO_SHOT:  # the others know how their sources look, see input_range
             _check_anatomy(volume, head if volume is reference else head_mask(volume.array))
-        array = to_canonical(volume, grid)
-        image, found = normalise(array, *percentiles, native=volume.array)
-        if intensities is None or volume is reference:
-            intensities = found
         if volume is not reference:
-            mask |= head_mask(array)
-        images[modality] = torch.from_numpy(image)[None, None]
+            mask |= head_mask(arrays[modality])
+    images, intensities = _scaled(
+        arrays, request, {modality: volume.array for modality, volume in request.sources.items()}
+    )
     mask = ndimage.binary_dilation(mask, iterations=_MASK_MARGIN)
     native_mask = from_canonical(mask, grid).array > _INSIDE
     shading = None
     if request.shading and request.package.unshaded:
         shading = shared_shading((image[0, 0].numpy() for image in images.values()), mask, grid.geometry.spacing)
-    return Prepared(grid, images, intensities, mask, native_mask, shading)
+    return Prepared(grid, arrays, images, intensities, mask, native_mask, shading)
 
 
 def take_out(brain: np.ndarray, request: Request, prepared: Prepared, multiple: int) -> Brain:
@@ -109,16 +108,27 @@ def take_out(brain: np.ndarray, request: Request, prepared: Prepared, multiple: 
     start = [side.start for side in box]
     size = [side.stop - side.start for side in box]
     inner = Geometry(size, geometry.spacing, geometry.index_to_world(start), geometry.direction)
-    images, intensities = {}, None
-    for modality, volume in request.sources.items():
-        array = to_canonical(volume, prepared.grid)[box]
-        image, found = normalise(
-            np.where(brain[box], array, min(float(array.min()), 0.0)), *request.package.metadata["percentiles"]
-        )
-        if intensities is None or volume is request.reference:
+    stripped = {}
+    for modality, array in prepared.arrays.items():
+        inside = array[box]
+        stripped[modality] = np.where(brain[box], inside, min(float(inside.min()), 0.0))
+    images, intensities = _scaled(stripped, request)
+    return Brain(CanonicalGrid(inner, prepared.grid.reference), box, images, intensities, brain[box])
+
+
+def _scaled(
+    arrays: Mapping[str, np.ndarray], request: Request, natives: Mapping[str, np.ndarray] | None = None
+) -> tuple[dict[str, torch.Tensor], IntensityRange]:
+    """Sources on one grid as the networks see them, and the range of the reference, or where it is no source of the
+    first one; ``natives``: before they were resampled, see :func:`~.intensity.normalise`."""
+    images: dict[str, torch.Tensor] = {}
+    intensities = None
+    for modality, array in arrays.items():
+        image, found = normalise(array, *request.package.metadata["percentiles"], native=(natives or {}).get(modality))
+        if intensities is None or request.sources[modality] is request.reference:
             intensities = found
         images[modality] = torch.from_numpy(image)[None, None]
-    return Brain(CanonicalGrid(inner, prepared.grid.reference), box, images, intensities, brain[box])
+    return images, intensities
 
 
 def _side(occupied: np.ndarray, size: int, spacing: float, multiple: int) -> slice:

@@ -93,14 +93,14 @@ def synthesize(
     notices += warnings
     try:
         with _within_memory(translator, prepared.grid, device):
-            made, whereabouts = _make(request, translator, prepared, device, run, notices)
+            made, whereabouts = _make(_Job(request, translator, device, run, notices), prepared)
     except OutOfMemoryError:
         if device == CPU:
             raise
         notices.append(f"The memory of {device} does not suffice; computed on the CPU instead.")
         device = CPU
         with _within_memory(translator, prepared.grid, device):
-            made, whereabouts = _make(request, translator, prepared, device, run, notices)
+            made, whereabouts = _make(_Job(request, translator, device, run, notices), prepared)
 
     if "T1ce" in request.targets:
         notices.append("T1ce: the sources do not show the uptake of contrast agent; enhancement, or none, is a guess.")
@@ -139,6 +139,16 @@ class _Made(NamedTuple):
     mean: np.ndarray
     deviation: np.ndarray | None
     diverged: int | None
+
+
+class _Job(NamedTuple):
+    """What all that is made of one request has in common."""
+
+    request: Request
+    translator: Translator
+    device: torch.device
+    run: Run
+    notices: list[str]
 
 
 _loaded: dict[tuple[str, str], Translator] = {}
@@ -188,56 +198,43 @@ def _within_memory(translator: Translator, grid: CanonicalGrid, device: torch.de
         raise OutOfMemoryError(message) from error
 
 
-def _make(
-    request: Request,
-    translator: Translator,
-    prepared: Prepared,
-    device: torch.device,
-    run: Run,
-    notices: list[str],
-) -> tuple[dict[str, _Made], str]:
+def _make(job: _Job, prepared: Prepared) -> tuple[dict[str, _Made], str]:
     """What is made of the head; and what is to be said of its brain, if anything."""
-    brain, whereabouts = _brain(request, translator, prepared, device, run, notices)
+    brain, whereabouts = _brain(job, prepared)
     pieces = [prepared, *([brain] if brain else ())]
-    steps = _steps(request, translator)
-    passes = [steps * translator.passes(piece.grid.geometry.size) for piece in pieces]
-    run.expect(_samples(request, translator), passes, joint=translator.joint)
-    made = [_translate(request, translator, piece, device, run, notices) for piece in pieces]
+    steps = _steps(job.request, job.translator)
+    passes = [steps * job.translator.passes(piece.grid.geometry.size) for piece in pieces]
+    job.run.expect(_samples(job.request, job.translator), passes, joint=job.translator.joint)
+    made = [_translate(job, piece) for piece in pieces]
     if brain is None:
         return made[0], whereabouts
-    joined = {target: _joined(made[0][target], made[1][target], prepared, brain) for target in request.targets}
+    joined = {target: _joined(made[0][target], made[1][target], prepared, brain) for target in made[0]}
     return joined, whereabouts
 
 
-def _brain(
-    request: Request,
-    translator: Translator,
-    prepared: Prepared,
-    device: torch.device,
-    run: Run,
-    notices: list[str],
-) -> tuple[Brain | None, str]:
+def _brain(job: _Job, prepared: Prepared) -> tuple[Brain | None, str]:
     """The brain, where it is to be made apart and is found in a head with its skull; and where it was searched for,
     what came of that."""
-    if not (request.brain_apart and translator.brain_apart and request.package.has_segmenter):
+    request = job.request
+    if not (request.brain_apart and job.translator.brain_apart and request.package.has_segmenter):
         return None, ""
     shown = [name for name, volume in request.sources.items() if volume is request.reference]
     image = prepared.images[shown[0] if shown else next(iter(prepared.images))][0, 0].numpy()
     geometry = prepared.grid.geometry
     if not shows_skull(image, prepared.mask, math.prod(geometry.spacing)):
         return None, ""
-    with run.stage("find brain"):
-        segmenter = load_segmenter(request.package).to(device)
+    with job.run.stage("find brain"):
+        segmenter = load_segmenter(request.package).to(job.device)
         head = Volume(image, geometry, request.reference.name)
-        mask = find_brain(segmenter, head, prepared.mask, on_window=lambda share: run.go_on("find brain"))
+        mask = find_brain(segmenter, head, prepared.mask, on_window=lambda share: job.run.go_on("find brain"))
     if not mask.any():
         name = request.reference.name
-        notices.append(f"No whole brain was found in '{name}', so all that it shows was synthesized in one.")
+        job.notices.append(f"No whole brain was found in '{name}', so all that it shows was synthesized in one.")
         return None, "not found"
     if np.array_equal(mask, prepared.mask):
         return None, "without a skull"
-    notices.append(f"The brain of '{request.reference.name}' was found, and synthesized apart from its skull.")
-    return take_out(mask, request, prepared, translator.multiple), "apart from the skull"
+    job.notices.append(f"The brain of '{request.reference.name}' was found, and synthesized apart from its skull.")
+    return take_out(mask, request, prepared, job.translator.multiple), "apart from the skull"
 
 
 def _joined(head: _Made, inside: _Made, prepared: Prepared, brain: Brain) -> _Made:
@@ -251,20 +248,14 @@ def _joined(head: _Made, inside: _Made, prepared: Prepared, brain: Brain) -> _Ma
 
 
 @torch.no_grad()  # not in inference mode, which takes gradients for guidance from a translator for good
-def _translate(
-    request: Request,
-    translator: Translator,
-    piece: Prepared | Brain,
-    device: torch.device,
-    run: Run,
-    notices: list[str],
-) -> dict[str, _Made]:
+def _translate(job: _Job, piece: Prepared | Brain) -> dict[str, _Made]:
+    request, translator, device, run = job.request, job.translator, job.device, job.run
     dtype = autocast_dtype(device)
     translator.to(device)
     run.next_piece()
     steps, samples = _steps(request, translator), _samples(request, translator)
     if samples < request.samples:
-        notices.append(f"The method '{request.method}' is deterministic here; one sample was made.")
+        job.notices.append(f"The method '{request.method}' is deterministic here; one sample was made.")
     made = {}
     condition = None
     with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
@@ -286,9 +277,11 @@ def _translate(
                             raise
                         result = error.last_good
                         diverged = min(error.step, diverged or error.step)
-                        notices.append(f"{target}: {str(error).partition(';')[0]}; the last good estimate was kept.")
+                        job.notices.append(
+                            f"{target}: {str(error).partition(';')[0]}; the last good estimate was kept."
+                        )
                 with run.stage("decode", target):
-                    image = decode(translator, result, free_memory(device), notices)
+                    image = decode(translator, result, free_memory(device), job.notices)
                     image = image[0, 0].float().clamp(-1, BRIGHTEST).cpu().numpy()
                 total = total + image.astype(np.float64)
                 total_square = total_square + image.astype(np.float64) ** 2

@@ -227,7 +227,7 @@ def test_a_run_is_evaluated_on_simulated_heads_and_its_numbers_reach_the_model_c
     assert len(made) == 2
     assert all({"dice_white_matter", "mae_grey_matter"} <= row.keys() for row in made)
     assert "skull-stripped" in {row["corruption"] for row in found["robustness"]}
-    assert "simulated" in found["about"]["data"]
+    assert "simulated heads with their skulls" in found["about"]["data"]
 
     arguments = [*trained, "--output", str(tmp_path / "packed")]
     assert main(["export", *arguments, "--evaluation", str(tmp_path / "out" / "evaluation.json")]) == 0

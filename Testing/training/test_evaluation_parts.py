@@ -296,6 +296,13 @@ def record(subject, sources, target, psnr, **more):
     return {"subject": subject, "sources": sources, "target": target, "method": "m", "psnr": psnr, "ssim": 0.5} | more
 
 
+def test_every_pair_is_in_the_tables_and_the_main_ones_come_first():
+    records = [record("a", *pair, 20.0) for pair in (("FLAIR", "T2"), ("T2", "T1"), ("T1 + FLAIR", "T2"), ("T1", "T2"))]
+    for text in (tables.main_table(records), tables.subject_table(records, "m")):
+        pairs = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines()[2:]]
+        assert pairs == ["T1 → T2", "T2 → T1", "FLAIR → T2", "T1 + FLAIR → T2"]
+
+
 def test_uptake_is_judged_in_gliomas_where_there_are_some():
     records = [record("open-ms-07", "T1", "T1ce", 30.0), record("BraTS-GLI-00001-000", "T1", "T1ce", 20.0)]
     records.append(record("tcga-du-7294", "T1", "T1ce", 22.0))
